@@ -1,0 +1,116 @@
+"""Every parameter of the workbook, once: its type, its range, its meaning.
+
+A parameter name means the same thing in every notebook, profile and configuration class. `check` is what refuses an
+unknown name, a wrong type or a value out of range, before a job is launched (no import of torch is needed) and again
+when a typed configuration is built. To add a parameter, add a line here.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class ParameterError(ValueError):
+    """A parameter is unknown, of the wrong type, out of range or names a folder that is not there."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One entry of the glossary.
+
+    Args:
+        kind: int, float, bool, str, `list` (of `item`) or `Path` (a string; it must exist when given).
+        meaning: one line for people, with the unit.
+        low, high: inclusive bounds for numbers.
+        choices: the allowed strings; a choice ending in ":N" allows any whole number there.
+        optional: None is allowed and means what `meaning` says.
+    """
+
+    kind: type
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+    item: type = str
+
+    def describe(self) -> str:
+        """What a value may be, in words (for error messages and tables)."""
+        text = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "an existing path",
+                list: f"a list of {self.item.__name__}"}[self.kind]
+        if self.choices:
+            text = "one of " + ", ".join(self.choices)
+        elif math.isfinite(self.low) or math.isfinite(self.high):
+            text += f" from {self.low:g}" if math.isfinite(self.low) else ""
+            text += f" up to {self.high:g}" if math.isfinite(self.high) else ""
+        return text + (" or None" if self.optional else "")
+
+    def problem(self, value: object) -> str | None:
+        """Why `value` cannot be used, or None when it can."""
+        if value is None:
+            return None if self.optional else f"must be {self.describe()}, got None"
+        if self.kind is list:
+            bad = not isinstance(value, (list, tuple)) or any(not _is(v, self.item) for v in value)
+        else:
+            bad = not _is(value, self.kind)
+        if bad:
+            return f"must be {self.describe()}, got {value!r} ({type(value).__name__})"
+        numbers = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, (int, float))]
+        if any(not math.isfinite(v) or not self.low <= v <= self.high for v in numbers):
+            return f"must be {self.describe()}, got {value!r}"
+        if self.choices and not any(_chosen(str(value), choice) for choice in self.choices):
+            return f"must be {self.describe()}, got {value!r}"
+        if self.kind is Path and not Path(str(value)).expanduser().exists():
+            return f"{value!r} does not exist; give an existing path (relative paths start at {Path.cwd()})"
+        return None
+
+
+def _is(value: object, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, (str, Path) if kind is Path else kind)
+
+
+def _chosen(value: str, choice: str) -> bool:
+    return value.startswith(choice[:-1]) and value[len(choice) - 1:].isdigit() if choice.endswith(":N") else value == choice
+
+
+PARAMETERS: dict[str, Parameter] = {
+    # every notebook
+    "device": Parameter(str, "where the model runs", choices=("auto", "cpu", "cuda", "cuda:N")),
+    "dataset": Parameter(str, "which data set: soundscapes (embedded), esc50 or folder", choices=("soundscapes", "esc50", "folder")),
+    "data_root": Parameter(Path, "folder of the data set; None: made or downloaded under the data folder", optional=True),
+    "seed": Parameter(int, "seed of every random draw", 0, 2**31 - 1),
+    "num_samples": Parameter(int, "use at most this many clips, shared over the splits; None: all", 1, optional=True),
+    "threads": Parameter(int, "CPU threads of the computation", 1, 1024),
+    "workers": Parameter(int, "processes that decode clips; 0: in the main process", 0, 256),
+}
+
+
+def check(values: dict[str, object], where: str) -> None:
+    """Refuse the first parameter that is unknown or has a bad value.
+
+    Args:
+        values: parameter name -> value.
+        where: what the values belong to (a notebook, a profile, a class), named in the message.
+
+    Raises:
+        ParameterError: with the parameter, what was expected and, for a mistyped name, the nearest one.
+    """
+    for name, value in values.items():
+        entry = PARAMETERS.get(name)
+        if entry is None:
+            raise unknown(name, PARAMETERS, where)
+        problem = entry.problem(value)
+        if problem:
+            raise ParameterError(f"{where}: parameter {name} ({entry.meaning}) {problem}")
+
+
+def unknown(name: str, known, where: str) -> ParameterError:
+    """The error for a name that `where` does not have, with the nearest known name as the fix."""
+    near = get_close_matches(name, list(known), n=1)
+    return ParameterError(f"{where}: unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"))
