@@ -1,0 +1,172 @@
+"""PaSST audio encoder (Koutini et al., "Efficient training of audio transformers with patchout", arXiv 2110.05069).
+
+The network is hear21passt's `PaSST` class, constructed directly: nothing is downloaded or printed, its attention runs through
+scaled_dot_product_attention (same parameters, same numbers), and the classification heads, which retrieval does not use, are
+left out. Clips are cut into segments of the model's one input length, only segments that hold audio are encoded, and their
+features are averaged.
+"""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from hear21passt.models import passt as hear21
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from lib.audio.logmel import LogMel, LogMelConfig
+
+hear21.first_RUN = False                     # otherwise the first forward prints every tensor's shape
+
+# name: (width, depth, heads). "published" is passt_s_p16_s16_128_ap468.
+SIZES = {"published": (768, 12, 12), "small": (256, 6, 4), "mini": (192, 4, 3), "tiny": (64, 2, 2), "frames": (128, 4, 4)}
+
+
+class FusedAttention(hear21.Attention):
+    """hear21passt's attention with the softmax and both products in one fused call."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x: Tensor (B, tokens, width). Returns the same shape."""
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        x = scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
+
+
+@dataclass(frozen=True)
+class PasstConfig:
+    """Settings of `PasstEncoder`.
+
+    Args:
+        size: a name of `SIZES`.
+        segment_seconds: the model's one input length in seconds.
+        patch_frequency, patch_time: patch size = stride, in mel bands and frames.
+        patchout_frequency, patchout_time: share of rows and columns of patches dropped in training, in [0, 1).
+            The published 2 of 8 rows and 15 of 62 columns are 0.25 and 0.24.
+        drop_path: stochastic depth, linear from 0 to this value.
+        front_end: the log-mel front end.
+
+    Raises:
+        ValueError: unknown size, segment shorter than a patch, or fewer than 4 columns left after patchout.
+    """
+
+    size: str = "published"
+    segment_seconds: float = 10.0
+    patch_frequency: int = 16
+    patch_time: int = 16
+    patchout_frequency: float = 0.25
+    patchout_time: float = 0.24
+    drop_path: float = 0.0
+    front_end: LogMelConfig = field(default_factory=LogMelConfig)
+
+    def __post_init__(self):
+        if isinstance(self.front_end, dict):
+            object.__setattr__(self, "front_end", LogMelConfig(**self.front_end))
+        if self.size not in SIZES:
+            raise ValueError(f"PaSST size {self.size!r} is not known; choose one of {', '.join(SIZES)}")
+        rows, columns = self.grid
+        if columns - round(self.patchout_time * columns) < 4 or rows - round(self.patchout_frequency * rows) < 1:
+            raise ValueError(
+                f"patchout leaves too little: {self.segment_seconds} s give {columns} time columns of {self.patch_time} frames, "
+                f"patchout_time={self.patchout_time} keeps {columns - round(self.patchout_time * columns)} and at least 4 must "
+                "remain; use longer segments, a smaller patch_time or a smaller patchout_time")
+
+    @property
+    def segment_samples(self) -> int:
+        """Samples of one segment."""
+        return round(self.segment_seconds * self.front_end.sample_rate)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows (frequency) and columns (time) of patches of one segment."""
+        return self.front_end.mels // self.patch_frequency, self.front_end.frames(self.segment_samples) // self.patch_time
+
+    def to_dict(self) -> dict:
+        """JSON-able form, front end included."""
+        return asdict(self)
+
+
+def segments_that_count(durations: Tensor, segment_seconds: float, available: int) -> Tensor:
+    """How many leading segments of each clip hold audio.
+
+    Args:
+        durations: Tensor (B,) true durations in seconds, before padding.
+        segment_seconds: seconds a segment.
+        available: segments that the padded waveform has.
+    Returns:
+        Tensor (B,) int64 in [1, available]: <= 10 s -> 1, <= 20 s -> 2, else 3 at the published sizes.
+    """
+    # 1e-6 s: a duration that is a whole number of segments up to rounding must not open one more
+    return torch.ceil(durations.double() / segment_seconds - 1e-6).long().clamp(1, available)
+
+
+class PasstEncoder(nn.Module):
+    """Waveforms to one feature vector a clip.
+
+    Attributes:
+        width: feature size (768 published).  sample_rate: Hz.  config: the `PasstConfig`.
+    """
+
+    kind = "passt"
+
+    def __init__(self, config: PasstConfig = PasstConfig()):
+        super().__init__()
+        self.config = config
+        self.front_end = LogMel(config.front_end)
+        width, depth, heads = SIZES[config.size]
+        rows, columns = config.grid
+        frames = config.front_end.frames(config.segment_samples)
+        patch = (config.patch_frequency, config.patch_time)
+        self.network = hear21.PaSST(
+            img_size=(config.front_end.mels, frames), patch_size=patch, stride=patch, in_chans=1, num_classes=0, distilled=True,
+            embed_dim=width, depth=depth, num_heads=heads, drop_path_rate=config.drop_path,
+            s_patchout_t=round(config.patchout_time * columns), s_patchout_f=round(config.patchout_frequency * rows))
+        self.network.head, self.network.head_dist = nn.Identity(), None
+        for block in self.network.blocks:
+            block.attn.__class__ = FusedAttention
+        self.width, self.sample_rate = width, config.front_end.sample_rate
+
+    def forward(self, waveform: Tensor, durations: Tensor) -> Tensor:
+        """Encode clips.
+
+        Args:
+            waveform: Tensor (B, samples), zero-padded on the right; samples a multiple of the segment length, or less than one.
+            durations: Tensor (B,) seconds of audio in each row before padding.
+        Returns:
+            Tensor (B, width): mean over the segments that count.
+        """
+        size = self.config.segment_samples
+        if waveform.shape[1] % size:
+            waveform = nn.functional.pad(waveform, (0, size - waveform.shape[1] % size))
+        segments = waveform.unflatten(1, (-1, size))                                      # (B, S, size)
+        counts = segments_that_count(durations.to(waveform.device), self.config.segment_seconds, segments.shape[1])
+        kept = torch.arange(segments.shape[1], device=waveform.device) < counts[:, None]  # (B, S)
+        features = self.features(segments[kept])
+        placed = features.new_zeros(*kept.shape, self.width)       # placing, then summing, is deterministic on a GPU as well
+        placed[kept] = features
+        return placed.sum(dim=1) / counts[:, None].to(features.dtype)
+
+    def features(self, segments: Tensor) -> Tensor:
+        """Segments (N, segment_samples) to the mean of class and distillation token, (N, width)."""
+        mel = self.front_end(segments)[:, None, :, :]                                     # (N, 1, mels, frames)
+        class_token, distillation_token = self.network.forward_features(mel)
+        return (class_token + distillation_token) / 2
+
+    def load_published(self, path: str | Path) -> None:
+        """Load an official PaSST state dict from a local .pt, .pth, .ckpt or .safetensors file; heads are left out.
+
+        Raises:
+            ValueError: naming the file and the missing or unexpected entries (another size or input length).
+        """
+        path = Path(path).expanduser()
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = {k.removeprefix("net."): v for k, v in state.get("state_dict", state).items()}
+        state = {k: v for k, v in state.items() if not k.startswith(("head", "mel."))}
+        own = self.network.state_dict()
+        wrong = sorted(k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape)
+        if wrong:
+            raise ValueError(f"{path} does not fit PaSST size {self.config.size!r} with {self.config.segment_seconds} s segments: "
+                             f"{len(wrong)} entries differ, first {wrong[:3]}; choose the size the file was saved from")
+        self.network.load_state_dict(state)

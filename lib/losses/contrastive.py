@@ -1,0 +1,51 @@
+"""Contrastive loss between two sets of unit vectors with several positives a row.
+
+Logits are cosine similarities divided by a temperature, rows are audio clips (A), columns are texts (T). Computed in float32
+(float64 input stays float64).
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch.nn.functional import log_softmax
+
+
+def contrastive_loss(logits: Tensor, positives: Tensor | None = None, reduction: str = "pairs") -> Tensor:
+    """Symmetric cross-entropy over audios and over texts with a mask of positive pairs.
+
+    -1/2 [mean over positive pairs of log_softmax over audios (axis 0) + the same over texts (axis 1)].
+
+    Args:
+        logits: Tensor (A, T), similarities divided by the temperature.
+        positives: Tensor (A, T) bool; None: the diagonal (A = T).
+        reduction: "pairs": every positive pair counts once (the public DCASE 2025 Task 6 baseline);
+            "rows": the mean over a row's positives first, then over rows (supervised contrastive, arXiv 2004.11362, L_out).
+    Returns:
+        scalar Tensor. A uniform model gives (ln A + ln T) / 2.
+    Raises:
+        ValueError: shapes differ, no positive pair at all, or an unknown reduction.
+    """
+    if positives is None:
+        if logits.shape[0] != logits.shape[1]:
+            raise ValueError(f"without positives logits must be square, got {tuple(logits.shape)}; pass positives (A, T) bool")
+        positives = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    if positives.shape != logits.shape:
+        raise ValueError(f"positives {tuple(positives.shape)} and logits {tuple(logits.shape)} must have one shape")
+    if not positives.any():
+        raise ValueError("no positive pair in the batch: every audio needs at least one caption of its own")
+    if reduction not in ("pairs", "rows"):
+        raise ValueError(f"reduction must be 'pairs' or 'rows', got {reduction!r}")
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return (_one_way(logits, positives, 1, reduction) + _one_way(logits, positives, 0, reduction)) / 2
+
+
+def _one_way(logits: Tensor, positives: Tensor, axis: int, reduction: str) -> Tensor:
+    scores = -log_softmax(logits, dim=axis)
+    if reduction == "pairs":
+        return scores[positives].mean()
+    counts = positives.sum(dim=axis)
+    # where(): rows without a positive have 0/1 = 0 and are left out of the mean below
+    per_row = torch.where(positives, scores, 0).sum(dim=axis) / counts.clamp(min=1)
+    return per_row[counts > 0].mean()

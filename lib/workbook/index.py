@@ -1,0 +1,170 @@
+"""The first page of a report: what ran, what failed and why, the headline numbers, and something to listen to."""
+from __future__ import annotations
+
+import statistics
+import time
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from lib.workbook import results
+from lib.workbook.files import read_json, write_text
+
+_STYLE = """
+:root { color-scheme: light; --line: #d9dee3; --soft: #5b6670; --accent: #1f5f8b; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1c2328; background: #fff; max-width: 70rem; margin: 0 auto; padding: 1.5rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; } h3 { font-size: 1.05rem; margin: 0; }
+a { color: var(--accent); } .soft { color: var(--soft); font-size: .9rem; }
+.card { border: 1px solid var(--line); border-left: 5px solid #8a949c; border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0; }
+.card.ok { border-left-color: #2e7d4f; } .card.failed { border-left-color: #b3261e; } .card.waiting { border-left-color: #b7791f; }
+.state { float: right; font-size: .85rem; font-weight: 600; } .ok .state { color: #2e7d4f; } .failed .state { color: #b3261e; } .waiting .state { color: #8a5a12; }
+table { border-collapse: collapse; margin: .6rem 0 0; font-size: .93rem; } th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); }
+th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { text-align: left; } td.value { font-weight: 600; }
+.scroll { overflow-x: auto; } pre { background: #fbeceb; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; white-space: pre-wrap; }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .8rem; }
+figure { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .8rem; margin: 0; } figure audio { width: 100%; margin-top: .4rem; }
+"""
+
+
+def build(report: Path, plan: dict) -> tuple[Path, dict[str, str]]:
+    """Write `index.html` of a report folder.
+
+    Returns:
+        (path of the page, job id -> why it is not up to date, for those that are not).
+    """
+    jobs = {job["id"]: job for job in plan["jobs"]}
+    states = judge(report, jobs)
+    documents = {name: results.read(report / "results" / f"{name}.json") for name, (state, _) in states.items() if state == "ok"}
+    finished = sum(state == "ok" for state, _ in states.values())
+    choice = ", ".join(f"{key} {plan[key]}" for key in ("family", "profile", "dataset") if plan.get(key)) or "quick settings of the notebooks"
+    body = [f"<h1>Audio workbook: {escape(plan['run'])}</h1>",
+            f'<p class="soft">{finished} of {len(jobs)} jobs succeeded · {escape(choice)} · built {time.strftime("%Y-%m-%d %H:%M")}</p>']
+    body += _groups(jobs, documents)
+    body += ["<h2>Notebooks</h2>", *(_card(report, job, *states[name], documents.get(name)) for name, job in jobs.items())]
+    body += _listen(jobs, documents)
+    body += _origin(documents)
+    page = ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(plan['run'])}: audio workbook</title><style>{_STYLE}</style></head><body>\n" + "\n".join(body) + "\n</body></html>\n")
+    unfinished = {name: why.strip().splitlines()[-1] for name, (state, why) in states.items() if state != "ok"}
+    return write_text(report / "index.html", page), unfinished
+
+
+def judge(report: Path, jobs: dict[str, dict]) -> dict[str, tuple[str, str]]:
+    """Job id -> (state, why): ok, failed, or waiting (not run, or its result is older than what it depends on)."""
+    states: dict[str, tuple[str, str]] = {}
+    times: dict[str, dict] = {}
+    for name, job in jobs.items():
+        status = times[name] = read_json(report / "status" / f"{name}.json") or {}
+        blocked = [before for before in job["upstream"] if states[before][0] != "ok"]
+        current = status.get("key") == job["key"]
+        if blocked:  # whatever lies there from an earlier run, it does not belong to what has just been tried
+            states[name] = ("waiting", f"not run: it needs {', '.join(blocked)}")
+        elif current and status["state"] == "failed":
+            states[name] = ("failed", status["failure"])
+        elif current and status["state"] == "running":
+            states[name] = ("failed", "its runner was killed")
+        elif not current or not (report / "results" / f"{name}.json").is_file():
+            states[name] = ("waiting", "not run: the report ended before its turn")
+        elif any(times[before]["finished"] > status["started"] for before in job["upstream"]):
+            states[name] = ("waiting", "out of date: what it needs has been run again since")
+        else:
+            states[name] = ("ok", "")
+    return states
+
+
+def _card(report: Path, job: dict, state: str, why: str, document: dict | None) -> str:
+    words = {"ok": "succeeded", "failed": "failed", "waiting": "not up to date"}[state]
+    status = read_json(report / "status" / f"{job['id']}.json") or {}
+    page = f"{job['id']}.html"
+    title = escape(job["title"] + (f" ({_words(job['combination'])})" if job["combination"] else ""))
+    linked = f'<a href="{quote(page)}">{title}</a>' if (report / page).is_file() else title
+    spent = f" · {status['seconds']:.0f} s" if state != "waiting" and "seconds" in status else ""
+    peak = f" · {document['provenance']['peak_memory_mb']:.0f} MB" if document else ""
+    rows = [f'<div class="card {state}"><span class="state">{words}</span><h3>{linked}</h3>',
+            f'<div class="soft">{escape(job["id"])}{" · " + escape(job["family"]) if job["family"] else ""}{spent}{peak}</div>']
+    if why:
+        rows.append(f"<pre>{escape(why)}</pre>" if state == "failed" else f'<p class="soft">{escape(why)}</p>')
+    if document:
+        rows.append(_metrics([m for m in document["metrics"] if m["headline"]]))
+    return "\n".join(rows) + "</div>"
+
+
+def _metrics(metrics: list[dict]) -> str:
+    if not metrics:
+        return ""
+    columns = [c for c in ("chance", "baseline", "control", "ceiling") if any(m[c] is not None for m in metrics)]
+    head = "".join(f"<th>{name}</th>" for name in ("", "value", "95 % interval", *columns, "split", "n"))
+    rows = []
+    for m in metrics:
+        interval = "–".join(map(_number, m["interval"])) if m["interval"] else ""
+        arrow = "" if m["higher_is_better"] else ' <span class="soft">lower is better</span>'
+        rows.append(f'<tr><td>{escape(m["name"])}{arrow}</td><td class="value">{_number(m["value"])}</td><td>{interval}</td>'
+                    + "".join(f"<td>{_number(m[c])}</td>" for c in columns) + f'<td>{escape(m["split"])}</td><td>{m["n"]}</td></tr>')
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
+    """Sweeps: for each notebook and each combination of everything but the seed, mean and 95 % t interval over the seeds."""
+    groups: dict[tuple, list[str]] = {}
+    for name, job in jobs.items():
+        if job["combination"]:
+            rest = _words({k: v for k, v in job["combination"].items() if k != "seed"})
+            groups.setdefault((job["notebook"], job["title"], rest), []).append(name)
+    lines = []
+    for (_, title, rest), members in groups.items():
+        values: dict[tuple, list[float]] = {}
+        for name in members:
+            for m in documents[name]["metrics"] if name in documents else []:
+                if m["headline"]:
+                    values.setdefault((m["name"], m["split"]), []).append(m["value"])
+        for (metric, split), numbers in values.items():
+            low_high = "–".join(map(_number, t_interval(numbers))) if len(numbers) > 1 else ""
+            listed = ", ".join(map(_number, numbers))
+            lines.append(f'<tr><td>{escape(title)}{" · " + escape(rest) if rest else ""}</td><td>{escape(metric)} ({escape(split)})</td>'
+                         f'<td class="value">{_number(statistics.mean(numbers))}</td><td>{low_high}</td><td>{listed}</td><td>{len(numbers)} of {len(members)}</td></tr>')
+    if not lines:
+        return []
+    head = "".join(f"<th>{name}</th>" for name in ("", "metric", "mean", "95 % interval of the mean", "each", "runs"))
+    return ["<h2>Over several runs</h2>", f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>']
+
+
+def t_interval(numbers: list[float]) -> tuple[float, float]:
+    """95 % interval of the mean of at least two numbers by Student's t distribution."""
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(numbers) - 1)) * statistics.stdev(numbers) / len(numbers) ** 0.5
+    return statistics.mean(numbers) - half, statistics.mean(numbers) + half
+
+
+def _listen(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
+    body = []
+    for name, document in documents.items():
+        clips = document["artifacts"].get("listen", [])
+        if clips:
+            body += [f'<h3>{escape(jobs[name]["title"])} <a class="soft" href="{quote(name)}.html">{escape(name)}</a></h3>',
+                     f'<div class="clips">{"".join(map(_clip, clips))}</div>']
+    return ["<h2>Listen</h2>", *body] if body else []
+
+
+def _clip(clip: dict) -> str:
+    audio, score = clip["audio"], clip.get("score")
+    if not audio.startswith("data:audio/"):  # otherwise a file of the report; the quoting leaves no way to name a protocol
+        audio = quote(audio)
+    shown = f' <span class="soft">score {_number(score)}</span>' if score is not None else ""
+    return (f'<figure><strong>{escape(clip["title"])}</strong>{shown}<div>{escape(clip.get("caption", ""))}</div>'
+            f'<audio controls preload="none" src="{escape(audio, quote=True)}"></audio></figure>')
+
+
+def _origin(documents: dict[str, dict]) -> list[str]:
+    """Commits and versions behind the numbers; more than one of either is worth seeing."""
+    commits = sorted({d["provenance"]["commit"][:12] + (" with local changes" if d["provenance"]["dirty"] else "") for d in documents.values()})
+    versions = sorted({f"{k} {v}" for d in documents.values() for k, v in d["versions"].items()})
+    return [f'<h2>Made with</h2><p class="soft">commit {escape(", ".join(commits))} · {escape(", ".join(versions))}</p>'] if documents else []
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def _words(combination: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in combination.items())

@@ -1,0 +1,136 @@
+"""From a family, a profile and a command line to the list of jobs: which notebooks run, with what, after what."""
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import asdict, dataclass, field
+
+from lib.glossary import PARAMETERS, ParameterError, check, unknown
+from lib.workbook import sources
+from lib.workbook.files import digest
+from lib.workbook.parameters import Notebook, check_family, read_profile, resolve_values
+
+
+@dataclass(frozen=True)
+class Job:
+    """One execution of one notebook.
+
+    id: the notebook's name, and for a combination of a sweep ".name=value" after it (`10_retrieval_train.seed=1`).
+    parameters: every parameter of the notebook with its final value. combination: the swept ones among the chosen values.
+    upstream: ids of the jobs that must have succeeded before. key: digest of all that the result depends on.
+    """
+
+    id: str
+    notebook: str
+    title: str
+    family: str | None
+    parameters: dict
+    combination: dict
+    upstream: list[str]
+    threads: int
+    key: str
+    gpu: bool = field(default=False)
+
+    def as_dict(self) -> dict:
+        """The job as JSON-able values, for plan.json."""
+        return asdict(self)
+
+
+def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, profile: str | None = None,
+              dataset: str | None = None, data_root: str | None = None, settings: dict[str, object] | None = None) -> list[Job]:
+    """Resolve and check everything; jobs come in an order in which each stands after what it needs.
+
+    Precedence, low to high: notebook defaults, the profile's `all`, its sweep, its section for the notebook, `dataset`,
+    `data_root` and `settings`.
+
+    Raises:
+        ParameterError: naming the parameter (or family, profile, notebook), what is wrong with it and the fix.
+    """
+    if family:
+        check_family(family, notebooks)
+    folder = next(iter(notebooks.values())).path.parent / "profiles"
+    deltas = read_profile(profile, folder, notebooks) if profile else {}
+    chosen = select(notebooks, family, deltas.get("notebooks"))
+    given = {k: v for k, v in {"dataset": dataset, "data_root": data_root}.items() if v is not None} | (settings or {})
+    anywhere = {name for n in chosen for name in notebooks[n].defaults}
+    for name in given:
+        if name not in anywhere:
+            known = anywhere if name not in PARAMETERS else []
+            raise unknown(name, anywhere, "command line") if known else ParameterError(
+                f"command line: no chosen notebook ({', '.join(chosen)}) has a parameter {name!r}")
+    check(given, "command line")
+    sweep = {k: v for k, v in deltas.get("sweep", {}).items() if k not in given}
+    fans = fan_out(notebooks, chosen, sweep)
+
+    jobs: list[Job] = []
+    prints: dict[str, str] = {}
+    for name in chosen:
+        notebook = notebooks[name]
+        for combination in fans[name]:
+            overrides = {k: v for k, v in {**deltas.get("all", {}), **combination, **deltas.get(name, {}), **given}.items() if k in notebook.defaults}
+            parameters = notebook.defaults | resolve_values(overrides)
+            check(parameters, notebook.path.name)
+            upstream = [job.id for job in jobs if job.notebook in notebook.after and _belongs(job.combination, combination)]
+            root = parameters.get("data_root")
+            if root is not None and root not in prints:
+                prints[root] = sources.data_fingerprint(root)
+            threads = parameters.get("threads") or notebook.threads
+            key = digest(json.dumps(parameters, sort_keys=True), str(threads), sources.source_digest(notebook), prints.get(root, ""), *upstream)
+            gpu = str(parameters.get("device", "cpu")).startswith(("auto", "cuda"))
+            jobs.append(Job(_identify(name, combination), name, notebook.title, notebook.family, parameters, combination, upstream, threads, key, gpu))
+    return jobs
+
+
+def select(notebooks: dict[str, Notebook], family: str | None, restriction: list[str] | None) -> list[str]:
+    """Names of the notebooks to run, each after those it needs.
+
+    `restriction` (of a profile) or `family` (plus the notebooks of no family) names them, and what they come `after` is
+    added. A notebook of no family gathers what is there: it pulls in no notebook of a family. ParameterError on a circle.
+    """
+    wanted = [n for n in notebooks.values() if (family is None or n.family in (family, None)) and (restriction is None or n.name in restriction)]
+    if not wanted:
+        raise ParameterError(f"the profile's notebooks ({', '.join(restriction or [])}) hold none of family {family!r}; choose another profile or family")
+    order: list[str] = []
+
+    def add(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise ParameterError(f"notebooks come after each other in a circle: {' -> '.join((*path, name))}; correct their metadata")
+        for before in notebooks[name].after:
+            if family is None and restriction is None or notebooks[name].family or not notebooks[before].family:
+                add(before, (*path, name))
+        if name not in order:
+            order.append(name)
+
+    for notebook in sorted(wanted, key=lambda n: (n.family is None and any(notebooks[a].family for a in n.after), n.name)):
+        add(notebook.name, ())
+    return order
+
+
+def fan_out(notebooks: dict[str, Notebook], chosen: list[str], sweep: dict[str, list]) -> dict[str, list[dict]]:
+    """The combinations that each chosen notebook runs in; [{}] is one plain job.
+
+    A swept parameter multiplies the notebooks of a family that have it, and the notebooks of a family downstream of them.
+    Notebooks of no family stay single: they prepare what all combinations share, or gather what they gave.
+    """
+    swept: dict[str, set[str]] = {}
+    for name in chosen:
+        notebook = notebooks[name]
+        own = {p for p in sweep if p in notebook.defaults} if notebook.family else set()
+        inherited = {p for before in notebook.after if before in swept for p in swept[before]} if notebook.family else set()
+        swept[name] = own | inherited
+    for parameter in sweep:
+        if not any(parameter in names for names in swept.values()):
+            raise ParameterError(f"profile, section sweep: no chosen notebook of a family has the parameter {parameter!r}")
+    return {name: [dict(zip(names, values)) for values in itertools.product(*(sweep[p] for p in names))]
+            for name in chosen for names in [[p for p in sweep if p in swept[name]]]}
+
+
+def _belongs(upstream: dict, combination: dict) -> bool:
+    """Whether a job of combination `upstream` feeds one of `combination`: they agree, or the latter gathers all ({})."""
+    return not combination or all(combination.get(name) == value for name, value in upstream.items())
+
+
+def _identify(name: str, combination: dict) -> str:
+    suffix = "+".join(f"{key}={value}" for key, value in combination.items())
+    return name + ("." + re.sub(r"[^A-Za-z0-9_.+=-]", "-", suffix) if suffix else "")

@@ -1,0 +1,141 @@
+"""`make report`: check everything, run the notebooks through Snakemake, build the index whatever happened.
+
+    python -m lib.workbook.report --family retrieval --profile esc10 --data-root /data/esc10 --set "seed=1 epochs=5"
+
+Exit codes: 0 all notebooks succeeded; 1 some failed (the index shows them); 2 refused before anything was started;
+130 interrupted.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from lib.glossary import ParameterError
+from lib.settings import ROOT, reports_dir
+from lib.workbook.files import read_json, write_json, write_text
+from lib.workbook.parameters import notebooks_dir, parse_settings, read_notebooks
+from lib.workbook.plan import Job, make_jobs
+from lib.workbook.processes import Busy, hold, new_mark
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line of `make report`; see the module docstring for the exit codes."""
+    began = time.monotonic()
+    args = _parser().parse_args(arguments)
+    try:
+        notebooks = read_notebooks(notebooks_dir())
+        jobs = make_jobs(notebooks, family=args.family or None, profile=args.profile or None, dataset=args.dataset or None,
+                         data_root=args.data_root or None, settings=parse_settings(args.set))
+        name = _report_name(args)
+        cores = _cores(args.jobs)
+        report = reports_dir() / name
+        extra = shlex.split(args.snakemake)
+    except (ParameterError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    plan = {"run": name, "family": args.family or None, "profile": args.profile or None, "dataset": args.dataset or None,
+            "notebooks": str(notebooks_dir()), "jobs": [job.as_dict() for job in jobs]}
+    mark = new_mark()
+    try:
+        with hold(report, mark):
+            write_plan(report, plan, jobs)
+            print(f"report {name}: {len(jobs)} job(s), {cores} core(s); those that are up to date are not repeated", flush=True)
+            code = execute(report, cores, mark, extra)
+            from lib.workbook.index import build
+
+            page, unfinished = build(report, plan)
+    except Busy as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    shown = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
+    print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs up to date in {time.monotonic() - began:.0f} s; open {shown}")
+    for job, why in unfinished.items():
+        print(f"  {job}: {why}")
+    return code or (1 if unfinished else 0)
+
+
+def write_plan(report: Path, plan: dict, jobs: list[Job]) -> None:
+    """Write plan.json and one YAML file of parameters a job into the report folder, and remove the markers that are not of this plan.
+
+    Snakemake would repeat those jobs as well (their `key` changed), unless its own notes were lost or the runner was killed
+    between writing a result and judging it.
+    """
+    for job in jobs:
+        status = read_json(report / "status" / f"{job.id}.json") or {}
+        if (status.get("state"), status.get("key")) != ("ok", job.key):
+            (report / "results" / f"{job.id}.json").unlink(missing_ok=True)
+        write_text(report / "parameters" / f"{job.id}.yaml", yaml.safe_dump(job.parameters, sort_keys=False, allow_unicode=True))
+    write_json(report / "plan.json", plan)
+
+
+def execute(report: Path, cores: int, mark: str, extra: list[str]) -> int:
+    """Run Snakemake on the plan in `report`. Returns its exit code; 130 when interrupted.
+
+    What jobs say goes to the terminal, what Snakemake says to logs/snakemake.log (shown when no job explains a failure).
+    """
+    log = report / "logs" / "snakemake.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    gpus = _gpus()
+    # --nolock: our own lock is held, and Snakemake's would outlive a kill. greedy: no solver program is needed.
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(report), "--config", "plan=plan.json",
+               "--cores", str(cores), "--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--nolock",
+               "--scheduler", "greedy", "--profile", "none", "--workflow-profile", "none", *(["--resources", f"gpu={gpus}"] if gpus else []), *extra]
+    environment = os.environ | {"WORKBOOK_SESSION": mark, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    began = time.time()
+    with open(log, "w", encoding="utf-8") as file:
+        # A session of its own: Ctrl-C reaches only this process, which then ends everything in order.
+        snakemake = subprocess.Popen(command, stderr=file, stdin=subprocess.DEVNULL, env=environment, start_new_session=True)
+        try:
+            code = snakemake.wait()
+        except KeyboardInterrupt:
+            print("interrupted: ending the jobs; the next run continues from here", flush=True)
+            return 130
+    if code and not any(p.stat().st_mtime >= began for p in (report / "status").glob("*.json")):
+        print("Snakemake failed before any job was started:\n" + "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]))
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.workbook.report", description="Run the notebooks and build the report.")
+    parser.add_argument("--family", default="", help="only this family, what it needs and the notebooks of no family")
+    parser.add_argument("--profile", default="", help="a file of notebooks/profiles (default: the notebooks' own quick settings)")
+    parser.add_argument("--dataset", default="", help="for every notebook with a `dataset` parameter")
+    parser.add_argument("--data-root", default="", help="folder of the data set")
+    parser.add_argument("--set", default="", help="\"name=value other=value\" for every notebook that has the parameter")
+    parser.add_argument("--run", default="", help="name of the report (default: from family, profile and data set)")
+    parser.add_argument("--jobs", default="", help="CPU cores to use at most (default: all)")
+    parser.add_argument("--snakemake", default="", help="further arguments for Snakemake, for example \"--executor slurm --jobs 8\"")
+    return parser
+
+
+def _report_name(args: argparse.Namespace) -> str:
+    name = args.run or "-".join(filter(None, [args.family, args.profile, args.dataset])) or "quick"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ParameterError(f"RUN: {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    return name
+
+
+def _cores(text: str) -> int:
+    if text and not (text.isdigit() and int(text) > 0):
+        raise ParameterError(f"JOBS: must be a whole number from 1 (CPU cores to use at most), got {text!r}")
+    return int(text) if text else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    """How many NVIDIA GPUs jobs may use, without loading torch; 0 means none, or that a cluster decides."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([p for p in Path("/dev").glob("nvidia*") if p.name[6:].isdigit()])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

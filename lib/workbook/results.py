@@ -1,0 +1,169 @@
+"""The one form of a result: metrics with what they are to be judged by, the protocol they were measured under, where from.
+
+A notebook's last cell calls `write`; the file it makes, `<report>/results/<job>.json`, is also the sign that the notebook
+got to its end. `WORKBOOK_REPORT` and `WORKBOOK_JOB` say where; without them (a notebook open in JupyterLab) it is the
+report "interactive" and the notebook's name.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from lib.settings import reports_dir
+from lib.workbook import provenance
+from lib.workbook.files import write_json
+
+_NUMBER = {"type": ["number", "null"]}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["notebook", "job", "family", "dataset", "parameters", "protocol", "metrics", "artifacts", "versions", "provenance"],
+    "properties": {
+        "notebook": {"type": "string", "pattern": r"^[0-9]{2}_[a-z0-9_]+$"},
+        "job": {"type": "string"},
+        "family": {"type": ["string", "null"]},
+        "dataset": {"type": ["string", "null"]},
+        "parameters": {"type": "object"},
+        "protocol": {"type": "object"},
+        "metrics": {"type": "array", "items": {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["name", "value", "n", "split", "chance", "ceiling", "baseline", "control", "interval", "headline", "higher_is_better"],
+            "properties": {
+                "name": {"type": "string", "minLength": 1}, "value": {"type": "number"}, "n": {"type": "integer", "minimum": 1},
+                "split": {"type": "string", "minLength": 1}, "chance": _NUMBER, "ceiling": _NUMBER, "baseline": _NUMBER, "control": _NUMBER,
+                "interval": {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+                "headline": {"type": "boolean"}, "higher_is_better": {"type": "boolean"}}}},
+        "artifacts": {"type": "object", "properties": {"listen": {"type": "array", "items": {
+            "type": "object", "additionalProperties": False, "required": ["title", "audio"],
+            "properties": {"title": {"type": "string"}, "caption": {"type": "string"}, "audio": {"type": "string"}, "score": _NUMBER}}}}},
+        "versions": {"type": "object", "additionalProperties": {"type": "string"}},
+        "provenance": {"type": "object", "required": ["commit", "dirty", "host", "started", "finished", "wall_seconds", "cpu_seconds", "peak_memory_mb"]},
+    },
+}
+
+
+def metric(name: str, value: float, *, n: int, split: str, chance: float | None = None, ceiling: float | None = None,
+           baseline: float | None = None, control: float | None = None, interval: Sequence[float] | None = None,
+           headline: bool = False, higher_is_better: bool = True) -> dict:
+    """One measured number with what it is to be judged by.
+
+    Args:
+        name: what was measured, for example "mAP@10".
+        n: how many queries, clips or events the value is over. split: where they come from (train, val, test).
+        chance, ceiling, baseline, control: the same number for guessing, for the best possible ranking, for a simple
+            method and for a model that lacks what is being tested; None: not measured.
+        interval: (low, high), 95 %.
+        headline: shown on the report's first page.
+
+    Raises:
+        ValueError: naming the metric, when a number is not finite or the interval does not hold low <= high.
+    """
+    numbers = {"value": value, "chance": chance, "ceiling": ceiling, "baseline": baseline, "control": control}
+    for key, number in numbers.items():
+        if number is not None and not math.isfinite(number):
+            raise ValueError(f"metric {name!r}: {key} is {number}; results hold finite numbers only")
+    if interval is not None:
+        low, high = (float(x) for x in interval)
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ValueError(f"metric {name!r}: interval must be (low, high) with finite low <= high, got {tuple(interval)}")
+        interval = [low, high]
+    numbers = {key: None if number is None else float(number) for key, number in numbers.items()}
+    return {"name": name, **numbers, "n": int(n), "split": split, "interval": interval, "headline": bool(headline), "higher_is_better": bool(higher_is_better)}
+
+
+def report_dir() -> Path:
+    """Folder of the report that this process belongs to (`WORKBOOK_REPORT`; otherwise the report "interactive")."""
+    return Path(os.environ.get("WORKBOOK_REPORT") or reports_dir() / "interactive")
+
+
+def write(notebook: str, metrics: Sequence[dict], *, family: str | None = None, dataset: str | None = None, protocol: Mapping | None = None,
+          artifacts: Mapping | None = None, parameters: Mapping | None = None) -> Path:
+    """Validate a result and write it to `<report>/results/<job>.json`, atomically.
+
+    Args:
+        notebook: its name, "10_retrieval_train". metrics: from `metric`.
+        protocol: how it was measured: split, prompts, front_end, weights_digest, manifest_fingerprint, seeds, n, ...
+        artifacts: what else was made, for example {"checkpoint": path}; "listen": [{"title", "caption", "audio": data URI
+            or path relative to the report, "score"}] is played on the report's first page.
+        parameters: name -> value, as they were used.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: naming the entry that does not fit (a NaN, a value JSON has no form for, a metric not made by `metric`).
+    """
+    job = os.environ.get("WORKBOOK_JOB") or notebook
+    document = {"notebook": notebook, "job": job, "family": family, "dataset": dataset, "parameters": parameters or {}, "protocol": protocol or {},
+                "metrics": list(metrics), "artifacts": artifacts or {}, "versions": provenance.versions(), "provenance": provenance.measure()}
+    document = _plain(document, "result")
+    validate(document)
+    path = write_json(report_dir() / "results" / f"{job}.json", document)
+    print(f"result of {job} written ({len(document['metrics'])} metrics)")
+    return path
+
+
+def read(path: str | Path) -> dict:
+    """Read and validate a result. FileNotFoundError or ValueError naming the file."""
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+        validate(document)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; delete it and run its notebook again") from error
+    return document
+
+
+def validate(document: dict) -> None:
+    """ValueError naming the first entry of `document` that does not fit SCHEMA."""
+    error = next(iter(sorted(_validator().iter_errors(document), key=lambda e: list(map(str, e.path)))), None)
+    if error is not None:
+        where = ".".join(str(part) for part in error.path) or "result"
+        raise ValueError(f"{where}: {error.message[:300]}")
+
+
+def stable(document: dict) -> dict:
+    """The document without what differs from run to run (times, memory, host, commit, folders): equal for equal runs."""
+    return {key: value for key, value in document.items() if key != "provenance"}
+
+
+def upstream(notebook: str) -> dict:
+    """The result of a notebook that this one comes after, from the same report and, in a sweep, the same combination.
+
+    FileNotFoundError with the fix when that notebook has not been run.
+    """
+    combination = os.environ.get("WORKBOOK_JOB", "").partition(".")[2]
+    folder = report_dir() / "results"
+    for job in ([f"{notebook}.{combination}"] if combination else []) + [notebook]:
+        if (folder / f"{job}.json").is_file():
+            return read(folder / f"{job}.json")
+    raise FileNotFoundError(f"{notebook} has no result in {folder}: run notebook {notebook} first, or run both with `make report`")
+
+
+@cache
+def _validator():
+    from jsonschema import Draft202012Validator
+
+    return Draft202012Validator(SCHEMA)
+
+
+def _plain(value: object, where: str) -> object:
+    """`value` as plain JSON types: paths become strings, tuples lists, numpy and torch scalars numbers."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry, f"{where}.{key}") for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, f"{where}.{index}") for index, entry in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy or torch, scalar or array
+        return _plain(value.tolist(), where)
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ValueError(f"{where}: {value!r} ({type(value).__name__}) cannot stand in a result; give a finite number, text, list or mapping")
+

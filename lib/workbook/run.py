@@ -1,0 +1,183 @@
+"""Run one notebook as one job: check, execute, render, judge.
+
+    python -m lib.workbook.run --notebook notebooks/01_data.ipynb --job 01_data --report reports/quick --parameters values.yaml
+
+The report folder receives <job>.ipynb, <job>.html, logs/<job>.log, status/<job>.json and, when the notebook got to its
+last cell, results/<job>.json. The exit code is 0 only if papermill saw no error, no cell left the kernel, and the result
+was written by this very execution: papermill alone calls a killed kernel and `sys.exit(0)` a success.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lib.glossary import ParameterError, check, unknown
+from lib.settings import ROOT
+from lib.workbook.files import read_json, write_json
+from lib.workbook.parameters import Notebook, load_yaml, read_notebook
+from lib.workbook.processes import end_marked, new_mark
+
+EXCERPT_LINES = 25
+PROGRESS_SECONDS = 20.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+class _Log:
+    """Keeps all a kernel prints in a file and says the newest line on the terminal every PROGRESS_SECONDS."""
+
+    def __init__(self, file, job: str):
+        self.file, self.job, self.said = file, job, time.monotonic()
+
+    def write(self, text: str) -> None:
+        self.file.write(text)
+        lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+        if lines and time.monotonic() - self.said > PROGRESS_SECONDS:
+            say(self.job, lines[-1][:150])
+            self.said = time.monotonic()
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def say(job: str, text: str) -> None:
+    """One line on the terminal, at once."""
+    print(f"{time.strftime('%H:%M:%S')}  {job:<28} {text}", flush=True)
+
+
+def read_values(notebook: Notebook, path: Path | None) -> dict[str, object]:
+    """Values of a YAML file for this notebook, checked by name, type and range; ParameterError naming parameter and fix."""
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise ParameterError(f"there is no parameters file {path}")
+    values = load_yaml(path.read_text(encoding="utf-8"), path.name) or {}
+    if not isinstance(values, dict):
+        raise ParameterError(f"{path.name}: must map parameters to values")
+    for name in values:
+        if name not in notebook.defaults:
+            raise unknown(name, notebook.defaults, notebook.path.name)
+    check(values, notebook.path.name)
+    return values
+
+
+def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], threads: int | None = None, key: str = "") -> str | None:
+    """Execute and render one notebook. Returns None on success, otherwise what went wrong (with the end of the traceback).
+
+    Args:
+        values: parameters that differ from the notebook's own; already checked.
+        threads: of the numerical libraries; default: the notebook's `threads` parameter or metadata.
+        key: digest of all the result depends on, kept in the status so that the index can tell an outdated result.
+    """
+    for folder in ("results", "status", "logs"):
+        (report / folder).mkdir(parents=True, exist_ok=True)
+    marker, status, output = report / "results" / f"{job}.json", report / "status" / f"{job}.json", report / f"{job}.ipynb"
+    execution, began = new_mark(), time.time()
+    state = {"job": job, "notebook": notebook.name, "key": key, "state": "running", "started": began, "pid": os.getpid()}
+    write_json(status, state)
+    for stale in (marker, output, output.with_suffix(".html")):
+        stale.unlink(missing_ok=True)
+    say(job, "started")
+    changed = {name: value for name, value in values.items() if notebook.defaults.get(name) != value}
+    threads = threads or values.get("threads") or notebook.defaults.get("threads") or notebook.threads
+    environment = {"WORKBOOK_REPORT": str(report), "WORKBOOK_JOB": job, "WORKBOOK_EXECUTION": execution, "PYTHONHASHSEED": "0",
+                   "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+                   **{name: str(threads) for name in _THREAD_VARIABLES}}
+    try:
+        failure = _execute(notebook, job, report, output, changed, environment)
+        failure = failure or _judge(output, marker, execution)
+    except KeyboardInterrupt:
+        failure = "interrupted"
+    finally:
+        end_marked("WORKBOOK_EXECUTION", execution)
+    try:
+        _render(notebook, output, failure)
+    except Exception as error:  # whatever a page fails on, the job has to be reported as failed
+        failure = failure or f"the page could not be rendered: {type(error).__name__}: {error}"
+    if failure:
+        marker.unlink(missing_ok=True)
+    seconds = round(time.time() - began, 1)
+    write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds, "failure": failure})
+    say(job, f"done in {seconds:.0f} s" if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
+    return failure
+
+
+def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: dict, environment: dict) -> str | None:
+    """Run papermill; what it says went wrong, or None."""
+    import papermill
+
+    with tempfile.TemporaryDirectory(prefix="workbook-") as temporary, open(report / "logs" / f"{job}.log", "w", encoding="utf-8") as file:
+        # A kernel of our own: one installed for this user under the same name may start another Python, and the user's
+        # IPython profile may run code at start-up or share a history database with jobs that run in parallel.
+        kernel = Path(temporary, "kernels", "python3", "kernel.json")
+        write_json(kernel, {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"], "display_name": "Python 3", "language": "python"})
+        os.environ.update(environment, JUPYTER_PATH=temporary, IPYTHONDIR=str(Path(temporary, "ipython")))
+        log = _Log(file, job)
+        try:
+            papermill.execute_notebook(notebook.path, output, parameters=changed, kernel_name="python3", progress_bar=False,
+                                       cwd=notebook.path.parent, stdout_file=log, stderr_file=log, start_timeout=180)
+        except papermill.exceptions.PapermillExecutionError as error:
+            from lib.workbook.render import plain
+
+            lines = plain("\n".join(error.traceback)).splitlines()
+            return f"cell {error.cell_index + 1} of {notebook.name} failed:\n" + "\n".join(lines[-EXCERPT_LINES:])
+        except Exception as error:  # a dead kernel, one that does not start, a full disk: all end as a failed job
+            return f"{_where(output)}{type(error).__name__}: {error}"
+    return None
+
+
+def _judge(output: Path, marker: Path, execution: str) -> str | None:
+    """What papermill does not see: a cell that left the kernel, or a result that is missing or not of this execution."""
+    for index, cell in enumerate(read_json(output)["cells"]):
+        if any(out.get("ename") == "SystemExit" for out in cell.get("outputs", [])):
+            return f"cell {index + 1} left the notebook with sys.exit: {_first_line(cell)}"
+    document = read_json(marker)
+    if document is None:
+        return f"{_where(output)}results/{marker.name} was not written: the notebook ended before its last cell, or that cell does not call results.write"
+    if document["provenance"].get("execution") != execution:
+        return f"results/{marker.name} was not written by this execution"
+    return None
+
+
+def _where(output: Path) -> str:
+    """The last cell that was started, from the notebook that papermill saved while it ran."""
+    document = read_json(output)
+    begun = [(i, c) for i, c in enumerate(document["cells"]) if c.get("metadata", {}).get("papermill", {}).get("start_time")] if document else []
+    code = [(i, c) for i, c in begun if c["cell_type"] == "code"]
+    return f"the kernel ended in cell {code[-1][0] + 1} ({_first_line(code[-1][1])}). Killed for memory? " if code else ""
+
+
+def _first_line(cell: dict) -> str:
+    return ("".join(cell["source"]).strip().splitlines() or [""])[0][:100]
+
+
+def _render(notebook: Notebook, output: Path, failure: str | None) -> None:
+    from lib.workbook.render import render
+
+    render(output if output.is_file() else notebook.path, output.with_suffix(".html"), source_folder=notebook.path.parent, failure=failure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0: done, 1: the notebook failed, 2: it was not started (bad parameters)."""
+    parser = argparse.ArgumentParser(prog="python -m lib.workbook.run", description="Run one notebook as one job of a report.")
+    parser.add_argument("--notebook", type=Path, required=True, help="the .ipynb file")
+    parser.add_argument("--job", help="name of the job (default: the notebook's name)")
+    parser.add_argument("--report", type=Path, required=True, help="folder that receives page and result")
+    parser.add_argument("--parameters", type=Path, help="YAML file of name: value")
+    parser.add_argument("--threads", type=int, help="threads of the numerical libraries")
+    parser.add_argument("--key", default="", help="digest of what the result depends on")
+    args = parser.parse_args(arguments)
+    try:
+        notebook = read_notebook(args.notebook.absolute())
+        values = read_values(notebook, args.parameters)
+    except ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 1 if run(notebook, args.job or notebook.name, args.report.absolute(), values, args.threads, args.key) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""Players: what is heard is what went in, at its own level, and nothing from outside gets into the page as markup."""
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from lib.display import clips
+
+
+def tone(sample_rate: int = 16000, seconds: float = 1.0, amplitude: float = 0.5, frequency: float = 440.0, channels: int = 1):
+    time = np.arange(int(sample_rate * seconds)) / sample_rate
+    return np.stack([amplitude * np.sin(2 * np.pi * frequency * (c + 1) * time) for c in range(channels)]).astype(np.float32)
+
+
+def decode(source: str) -> tuple[np.ndarray, int]:
+    head, data = source.split(",", 1)
+    assert head == "data:audio/ogg;base64"
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)), always_2d=True, dtype="float32")
+    return samples.T, rate
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text, as a browser would see them."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def sources(self) -> list[str]:
+        return [attributes["src"] for tag, attributes in self.tags if tag == "audio"]
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 16000, 22050, 32000, 44100, 48000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_player_holds_the_waveform_at_its_own_level(sample_rate, channels):
+    waveform = tone(sample_rate, 1.013, channels=channels)
+    page = Page(clips.player(waveform, sample_rate)._repr_html_())
+    heard, rate = decode(page.sources()[0])
+    assert rate == sample_rate and heard.shape == waveform.shape
+    for before, after in zip(waveform, heard):
+        assert np.corrcoef(before, after)[0, 1] > 0.99
+        assert abs(20 * np.log10(after.std() / before.std())) < 0.5
+
+
+def test_the_gain_is_fixed():
+    loud, quiet = (decode(clips.listen_entry(tone(amplitude=a), 16000)["audio"])[0] for a in (0.8, 0.4))
+    assert loud.std() / quiet.std() == pytest.approx(2, rel=0.02)
+    assert quiet.std() == pytest.approx(0.4 / np.sqrt(2), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_torch_and_numpy_sound_alike(dtype):
+    waveform = tone()
+    heard, _ = decode(clips.listen_entry(torch.tensor(waveform, dtype=dtype, requires_grad=True), 16000)["audio"])
+    reference, _ = decode(clips.listen_entry(waveform[0].astype(np.float64), 16000)["audio"])
+    assert np.abs(heard - reference).max() < 0.02
+
+
+@pytest.mark.parametrize("samples", [1, 100, 70_001, 500_000])
+def test_every_length_is_kept(samples):  # a long clip written at once overflows libsndfile's stack
+    assert decode(clips.listen_entry(np.full(samples, 0.1, np.float32), 48000)["audio"])[0].shape == (1, samples)
+
+
+def test_clipping_and_silence_are_said_and_level_is_shown():
+    loud = clips.player(tone(amplitude=2.0), 16000)
+    assert "clipped" in Page(loud.html).text
+    assert np.abs(decode(Page(loud.html).sources()[0])[0]).max() < 1.2  # cut, not scaled; Vorbis rings a little
+    assert "silent" in Page(clips.player(np.zeros((2, 800)), 16000).html).text
+    text = Page(clips.player(tone(amplitude=0.5), 16000).html).text
+    assert "clipped" not in text and "silent" not in text and "peak -6.0 dBFS" in text and "1.00 s" in text
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_give_a_box_and_no_player(value):
+    waveform = tone(channels=2)
+    waveform[1, 7] = value
+    page = Page(clips.player(waveform, 16000, caption="model output", thumbnail=True).html)
+    assert page.sources() == [] and "1 of 32000 samples are NaN or infinite" in page.text and "model output" in page.text
+    entry = clips.listen_entry(waveform, 16000, caption="model output", score=float("nan"))
+    assert entry["audio"] == "" and entry["caption"].startswith("Not playable") and entry["score"] is None
+    assert "no samples" in Page(clips.player(np.zeros((1, 0)), 16000).html).text
+
+
+@pytest.mark.parametrize("waveform, message", [
+    (np.zeros((16000, 2)), r"\(time, channels\).*waveform\.T"),
+    (np.zeros((16000, 1)), r"\(time, channels\).*waveform\.T"),
+    (np.zeros((5, 2)), r"\(time, channels\)"),
+    (np.zeros((4, 16000)), "ambisonics.*spatial family"),
+    (np.zeros((3, 16000)), "3 channels"),
+    (np.zeros((2, 1, 16000)), r"batch\[0\]"),
+])
+def test_shapes_that_cannot_be_played_are_refused(waveform, message):
+    with pytest.raises(ValueError, match=message):
+        clips.player(waveform, 16000)
+
+
+def test_types_and_rates_that_cannot_be_played_are_refused():
+    with pytest.raises(TypeError, match="int16.*32768"):
+        clips.player(np.zeros(100, np.int16), 16000)
+    for rate in (0, 100, 16000.5, 250_000):
+        with pytest.raises(ValueError, match="sample_rate"):
+            clips.player(np.zeros(100), rate)
+    with pytest.raises(ValueError) as error:
+        clips.gallery([dict(waveform=tone(), sample_rate=16000), dict(waveform=tone().T, sample_rate=16000, title="bad one")])
+    assert "clip number 1" in error.value.__notes__[0] and "bad one" in error.value.__notes__[0]
+
+
+def test_text_from_outside_stays_text():
+    evil = """</div><script>alert("1")</script><img src=x onerror='alert(2)'> " onload="alert(3)" ' & """
+    html = clips.player(tone(), 16000, title=evil, caption=[evil, evil], score=0.5, rank=1, hit=True).html
+    page, plain = Page(html), Page(clips.player(tone(), 16000, title="x", caption=["x", "x"], score=0.5, rank=1, hit=True).html)
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert page.text.count("<script>") == 3 and "script" not in {tag for tag, _ in page.tags}
+    assert not re.search(r"https?://", html), "nothing may come from a network"
+
+
+def test_caption_score_rank_and_ground_truth_are_shown():
+    html = clips.player(tone(), 16000, title="dog.wav", caption="a dog", score=0.71349, rank=3, hit=True).html
+    text = Page(html).text
+    assert all(part in text for part in ("dog.wav", "a dog", "0.713", "#3", "ground truth")) and "clip-card clip-hit" in html
+    assert "ground truth" not in Page(clips.player(tone(), 16000, hit=False).html).text
+
+
+def test_beyond_the_byte_budget_clips_are_files(tmp_path):
+    items = [dict(waveform=tone(frequency=200 + 100 * i), sample_rate=16000, title=f"-{i}\"<") for i in range(4)]
+    everything = clips.gallery(items)
+    size = everything.embedded_bytes // 4
+    folder = tmp_path / 'a "folder" &'
+    shown = clips.gallery(items, byte_budget=2 * size + 400, folder=folder)
+    sources = Page(shown.html).sources()
+    assert [s.startswith("data:") for s in sources] == [True, True, False, False]
+    assert shown.embedded_bytes <= 2 * size + 400 and len(shown.linked) == 2 == len(list(folder.iterdir()))
+    for source, path, item in zip(sources[2:], shown.linked, items[2:]):
+        assert (tmp_path / unquote(source)) == path, "the link is relative to the page beside the folder"
+        heard, rate = soundfile.read(path, dtype="float32")
+        assert rate == 16000 and np.corrcoef(heard, item["waveform"][0])[0, 1] > 0.99
+    again = clips.gallery(items, byte_budget=2 * size + 400, folder=folder, link_prefix="../sounds")
+    assert again.linked == shown.linked and Page(again.html).sources()[2].startswith("../sounds/")
+    assert Page(clips.gallery(items, byte_budget=0).html).text.count("Not embedded") == 4
+
+
+def test_a_gallery_reads_a_generator_and_makes_columns():
+    shown = clips.gallery((dict(waveform=tone(), sample_rate=16000) for _ in range(3)), columns=2)
+    assert shown.players == 3 and "repeat(2," in shown.html and "3 clip(s)" in repr(shown)
+    with pytest.raises(ValueError, match="columns"):
+        clips.gallery([], columns=0)
+
+
+@pytest.mark.parametrize("samples, sample_rate", [(1, 8000), (300, 16000), (48000, 48000)])
+def test_thumbnail_is_a_png_with_a_fixed_scale(samples, sample_rate):
+    from matplotlib.image import imread
+
+    def brightness(amplitude):
+        html = clips.player(amplitude * np.ones(samples), sample_rate, thumbnail=True).html
+        picture = imread(io.BytesIO(base64.b64decode(re.search(r'src="data:image/png;base64,([^"]+)', html)[1])))
+        assert picture.shape[:2] == (48, 240)
+        return picture[..., :3].mean()
+
+    assert brightness(0.0) < 0.01 <= brightness(0.9) and brightness(0.009) < brightness(0.9)
+
+
+def test_listen_entry_is_plain_data():
+    entry = clips.listen_entry(tone(), 16000, title="<b>", caption="a & b", score=np.float32(0.5))
+    assert {k: v for k, v in entry.items() if k != "audio"} == {"title": "<b>", "caption": "a & b", "score": 0.5}
+    assert type(entry["score"]) is float and decode(entry["audio"])[1] == 16000

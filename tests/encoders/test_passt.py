@@ -1,0 +1,92 @@
+"""PaSST against stock hear21passt, segments, patchout and loading."""
+import pytest
+import torch
+from hear21passt.models import passt as hear21
+from safetensors.torch import save_file
+
+from lib.encoders.passt import PasstConfig, PasstEncoder, segments_that_count
+
+SMALL = dict(size="tiny", segment_seconds=2.0)
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return PasstEncoder(PasstConfig(**SMALL | changes)).eval()
+
+
+def test_construction_and_forward_are_silent(capfd):
+    small()(torch.randn(1, 64000), torch.tensor([2.0]))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_fused_attention_equals_stock():
+    """Same features and gradients as the stock network with its softmax written out, same state dict names."""
+    encoder = small()
+    stock = hear21.PaSST(img_size=(128, 200), patch_size=(16, 16), stride=(16, 16), in_chans=1, num_classes=0, distilled=True,
+                         embed_dim=64, depth=2, num_heads=2).eval()
+    stock.head, stock.head_dist = torch.nn.Identity(), None
+    stock.load_state_dict(encoder.network.state_dict())
+    assert type(stock.blocks[0].attn) is hear21.Attention
+    mel = torch.randn(2, 1, 128, 200, generator=torch.Generator().manual_seed(1))
+    mine, theirs = encoder.network.forward_features(mel), stock.forward_features(mel)
+    for a, b in zip(mine, theirs):
+        assert (a - b).abs().max() <= 1e-5
+    sum(x.square().sum() for x in mine).backward()
+    sum(x.square().sum() for x in theirs).backward()
+    for (name, a), (_, b) in zip(encoder.network.named_parameters(), stock.named_parameters()):
+        if b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_published_size():
+    """8 x 62 patches, 15 columns and 2 rows dropped, 768 features, about 85 million parameters."""
+    encoder = PasstEncoder()
+    assert encoder.config.grid == (8, 62) and encoder.width == 768
+    assert (encoder.network.s_patchout_t, encoder.network.s_patchout_f) == (15, 2)
+    assert 84e6 < sum(p.numel() for p in encoder.parameters()) < 87e6
+
+
+def test_segments_that_count():
+    durations = torch.tensor([0.0, 4.0, 10.0, 10.01, 20.0, 29.0, 30.0, 200.0])
+    assert segments_that_count(durations, 10.0, 3).tolist() == [1, 1, 1, 2, 2, 3, 3, 3]
+
+
+def test_pooling_is_the_mean_of_counted_segments():
+    encoder = small()
+    wave = torch.randn(3, 3 * 64000)
+    durations = torch.tensor([1.5, 4.0, 6.0])
+    got = encoder(wave, durations)
+    each = torch.stack([encoder.features(wave[:, k * 64000:(k + 1) * 64000]) for k in range(3)], dim=1)
+    expected = torch.stack([each[0, 0], each[1, :2].mean(0), each[2].mean(0)])
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+    wave[0, 64000:] = 100.0                                   # what lies in an uncounted segment must not matter
+    torch.testing.assert_close(encoder(wave, durations)[0], got[0], atol=1e-5, rtol=1e-4)
+
+
+def test_short_input_and_silence():
+    encoder = small()
+    assert torch.isfinite(encoder(torch.zeros(2, 1000), torch.tensor([0.0, 0.03]))).all()
+
+
+def test_patchout_only_in_training_and_its_limit():
+    encoder = small()
+    wave, durations = torch.randn(1, 64000), torch.tensor([2.0])
+    assert torch.equal(encoder(wave, durations), encoder(wave, durations))
+    encoder.train()
+    assert not torch.equal(encoder(wave, durations), encoder(wave, durations))
+    with pytest.raises(ValueError, match="patchout_time=0.8 keeps 2 and at least 4"):
+        PasstConfig(**SMALL, patchout_time=0.8)
+
+
+def test_official_state_dict_from_a_local_file(tmp_path):
+    """The official layout: the network's names with heads, under "net." or not, .pt or .safetensors."""
+    source = small()
+    state = {k: v + 1 for k, v in source.network.state_dict().items()} | {"head.1.weight": torch.zeros(527, 64), "head_dist.weight": torch.zeros(1)}
+    torch.save({"state_dict": {f"net.{k}": v for k, v in state.items()}}, tmp_path / "passt.pt")
+    save_file(state, tmp_path / "passt.safetensors")
+    for name in ("passt.pt", "passt.safetensors"):
+        encoder = small()
+        encoder.load_published(tmp_path / name)
+        assert torch.equal(encoder.network.cls_token, source.network.cls_token + 1)
+    with pytest.raises(ValueError, match="passt.pt does not fit PaSST size 'tiny' with 4.0 s segments: 1 entries.*time_new_pos"):
+        small(segment_seconds=4.0).load_published(tmp_path / "passt.pt")

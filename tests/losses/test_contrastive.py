@@ -1,0 +1,64 @@
+"""The contrastive loss against a loop over pairs, closed forms and symmetry."""
+import math
+
+import pytest
+import torch
+
+from lib.losses.contrastive import contrastive_loss
+
+
+def written_out(logits, positives, reduction):
+    """Both directions as sums over pairs, in plain Python."""
+    a, t = logits.shape
+    terms = {}
+    for i in range(a):
+        for j in range(t):
+            if positives[i, j]:
+                row = logits[i, j] - math.log(sum(math.exp(x) for x in logits[i].tolist()))
+                column = logits[i, j] - math.log(sum(math.exp(x) for x in logits[:, j].tolist()))
+                terms[i, j] = (float(row), float(column))
+    if reduction == "pairs":
+        return -0.5 * (sum(r for r, _ in terms.values()) + sum(c for _, c in terms.values())) / len(terms)
+    rows = [[r for (i, _), (r, _) in terms.items() if i == k] for k in range(a)]
+    columns = [[c for (_, j), (_, c) in terms.items() if j == k] for k in range(t)]
+    mean = lambda groups: sum(sum(g) / len(g) for g in groups if g) / sum(1 for g in groups if g)
+    return -0.5 * (mean(rows) + mean(columns))
+
+
+@pytest.mark.parametrize("reduction", ["pairs", "rows"])
+@pytest.mark.parametrize("shape", [(4, 4), (5, 7)])
+def test_against_written_out(reduction, shape):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64) * 4
+    positives = torch.rand(shape, generator=generator) < 0.3
+    positives[0, 0] = True
+    positives[2] = False        # an audio without caption must not break "rows"
+    assert contrastive_loss(logits, positives, reduction).item() == pytest.approx(written_out(logits, positives, reduction), abs=1e-9)
+
+
+def test_closed_forms_and_symmetry():
+    logits = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert contrastive_loss(torch.zeros(8, 8)).item() == pytest.approx(math.log(8), abs=1e-6)
+    assert contrastive_loss(logits).item() == pytest.approx(contrastive_loss(logits.T).item(), abs=1e-12)
+    assert contrastive_loss(logits).item() == contrastive_loss(logits, torch.eye(6, dtype=torch.bool)).item()
+    order = torch.randperm(6)
+    assert contrastive_loss(logits[order][:, order]).item() == pytest.approx(contrastive_loss(logits).item(), abs=1e-12)
+    assert contrastive_loss(torch.eye(6) * 200).item() < 1e-6
+
+
+def test_gradient_and_autocast():
+    logits = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    positives = torch.rand(4, 5) < 0.5
+    positives[0, 0] = True
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives), logits)
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives, "rows"), logits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert contrastive_loss(torch.randn(3, 3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ((torch.zeros(2, 3),), "square"), ((torch.zeros(2, 3), torch.ones(3, 2, dtype=torch.bool)), "one shape"),
+    ((torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool)), "no positive pair"), ((torch.zeros(2, 2), None, "mean"), "reduction")])
+def test_refusals(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        contrastive_loss(*arguments)
