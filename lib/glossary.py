@@ -41,7 +41,7 @@ class Parameter:
         text = {int: "a whole number", float: "a number", bool: "True or False", str: "a text", Path: "an existing path",
                 list: f"a list of {self.item.__name__}"}[self.kind]
         if self.choices:
-            text = "one of " + ", ".join(self.choices)
+            text = ("a list out of " if self.kind is list else "one of ") + ", ".join(self.choices)
         elif math.isfinite(self.low) or math.isfinite(self.high):
             text += f" from {self.low:g}" if math.isfinite(self.low) else ""
             text += f" up to {self.high:g}" if math.isfinite(self.high) else ""
@@ -60,7 +60,8 @@ class Parameter:
         numbers = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, (int, float))]
         if any(not math.isfinite(v) or not self.low <= v <= self.high for v in numbers):
             return f"must be {self.describe()}, got {value!r}"
-        if self.choices and not any(_chosen(str(value), choice) for choice in self.choices):
+        chosen = value if isinstance(value, (list, tuple)) else [value]
+        if self.choices and not all(any(_chosen(str(v), choice) for choice in self.choices) for v in chosen):
             return f"must be {self.describe()}, got {value!r}"
         if self.kind is Path and not Path(str(value)).expanduser().exists():
             return f"{value!r} does not exist; give an existing path (relative paths start at {Path.cwd()})"
@@ -108,12 +109,10 @@ PARAMETERS: dict[str, Parameter] = {
     "selection": Parameter(str, "which checkpoint is kept: best on validation, or the last epoch's", choices=("best", "last")),
 
     # retrieval
-    "audio_size": Parameter(str, "size of the PaSST encoder", choices=("published", "small", "mini", "tiny", "frames")),
+    "audio_size": Parameter(str, "size of the PaSST encoder", choices=("published", "small", "frames", "tiny")),
     "audio_weights": Parameter(str, "official PaSST state dict, a local file; None: from scratch", optional=True),
     "clip_seconds": Parameter(float, "longest window of a clip in seconds; shorter clips are zero-padded", 0.5, 300),
     "segment_seconds": Parameter(float, "input length of the audio encoder in seconds; longer clips are cut into segments", 0.5, 60),
-    "patch_frequency": Parameter(int, "mel bands of a patch", 1, 128),
-    "patch_time": Parameter(int, "frames of a patch", 1, 512),
     "patchout_frequency": Parameter(float, "share of rows of patches dropped in training", 0, 0.99),
     "patchout_time": Parameter(float, "share of columns of patches dropped in training", 0, 0.99),
     "drop_path": Parameter(float, "stochastic depth of the audio encoder's last block", 0, 0.9),

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lib.audio.signals import (SAMPLE_RATE, band, convolved, envelope, filtered, hump, loudest, repeated, resonances, shaped_noise,
-                               strike, to_samples, tone, wobble)
+from lib.audio.signals import (SAMPLE_RATE, band, convolved, envelope, filtered, hump, loudest, repeated, resonances,
+                               shaped_noise, strike, to_samples, tone, wobble)
 
 RECIPES: dict[str, Callable[..., np.ndarray]] = {}
 
@@ -111,7 +111,8 @@ def cricket(rng, duration, pitch, rate, timbre):
 
 # ------------------------------------------------------------------------------------------------------------- humans
 
-VOWELS = np.array([[730, 1090, 2440], [530, 1840, 2480], [270, 2290, 3010], [570, 840, 2410], [300, 870, 2240], [490, 1350, 1690]])
+VOWELS = np.array([[730, 1090, 2440], [530, 1840, 2480], [270, 2290, 3010],
+                   [570, 840, 2410], [300, 870, 2240], [490, 1350, 1690]])  # first three formants in Hz
 
 
 @recipe
@@ -121,7 +122,8 @@ def speech(rng, duration, pitch, rate, timbre):
     def syllable(i):
         n = to_samples(0.85 / rate)
         track = pitch * (1.12 - 0.25 * np.linspace(0, 1, n) + 0.05 * rng.standard_normal())
-        voice = filtered(tone(track, 1.0 / np.arange(1, 60) ** 0.9), resonances(VOWELS[rng.integers(6)] * tract, quality=7, tilt=3))
+        vowel = resonances(VOWELS[rng.integers(len(VOWELS))] * tract, quality=7, tilt=3)
+        voice = filtered(tone(track, 1.0 / np.arange(1, 60) ** 0.9), vowel)
         voice *= hump(n, 0.5) / (np.abs(voice).max() + 1e-9)
         m = min(n, to_samples(0.05))
         voice[:m] += 0.25 * shaped_noise(rng, m, band(rng.uniform(3500, 6500) * tract, 0.8)) * hump(m, 0.5) * rng.random()
@@ -270,7 +272,8 @@ def rain(rng, duration, pitch, rate, timbre):
 def thunder(rng, duration, pitch, rate, timbre):
     """A crack, then rolls of rumble around `pitch`, `rate` a second, dying away; timbre strengthens the crack."""
     n = to_samples(duration)
-    rolls = repeated(rng, duration, rate, lambda _: envelope(to_samples(min(duration, 2.5 / rate)), 0.03, 0.6 / rate), jitter=0.4, dynamics=0.6)
+    roll = envelope(to_samples(min(duration, 2.5 / rate)), 0.03, 0.6 / rate)
+    rolls = repeated(rng, duration, rate, lambda _: roll, jitter=0.4, dynamics=0.6)
     fading = np.exp(-1.2 * np.arange(n) / n)
     crack = shaped_noise(rng, n, band(10 * pitch, 2.5)) * envelope(n, 0.004, 0.09) * (0.3 + 0.7 * timbre)
     return shaped_noise(rng, n, band(pitch, 1.5)) * rolls * fading + crack
@@ -282,9 +285,10 @@ def waves(rng, duration, pitch, rate, timbre):
     def swell(_):
         n = to_samples(1.3 / rate)
         x = np.arange(n) / n
-        rush = shaped_noise(rng, n, band(pitch, 1.6)) * np.minimum(1.0, x / 0.3 + 0.15) * np.exp(-4 * np.maximum(0, x - 0.3)) * (1 - x)
-        foam = shaped_noise(rng, n, band(5 * pitch, 1.2)) * np.clip((x - 0.25) / 0.05, 0.0, 1.0) * np.exp(-4.5 * np.maximum(0, x - 0.3)) * (1 - x)
-        return rush + (0.2 + 0.5 * timbre) * foam
+        draining = np.exp(-4 * np.maximum(0, x - 0.3)) * (1 - x)
+        rush = shaped_noise(rng, n, band(pitch, 1.6)) * np.minimum(1.0, x / 0.3 + 0.15)
+        foam = shaped_noise(rng, n, band(5 * pitch, 1.2)) * np.clip((x - 0.25) / 0.05, 0.0, 1.0)
+        return (rush + (0.2 + 0.5 * timbre) * foam) * draining
     return repeated(rng, duration, rate, swell, jitter=0.12)
 
 

@@ -43,7 +43,7 @@ def prepare(dataset: str, *, data_root: str | Path | None = None, seed: int = 0,
     if data_root is not None:
         data_root = Path(data_root).expanduser().absolute()
         if not data_root.is_dir():
-            raise FileNotFoundError(f"data_root: {data_root} is not a folder; give the folder of the data set {dataset!r}, or None")
+            raise FileNotFoundError(f"data_root: {data_root} is not a folder; give the folder of {dataset!r}, or None")
     module = import_module(DATASETS[dataset])
     return module.prepare(data_root, seed=seed, num_samples=num_samples, workers=workers, **options)
 

@@ -5,6 +5,7 @@ Nothing here runs unless a user asks for it (`python -m lib.data download NAME`)
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import stat
@@ -54,11 +55,11 @@ def fetch(url: str, path: str | Path, *, sha256: str | None = None, md5: str | N
         except urllib.error.HTTPError as error:
             raise DownloadError(f"{url}: the server answered {error.code} {error.reason}; check the address or download the "
                                 f"file by hand to {path}") from error
-        except (OSError, EOFError) as error:  # URLError, time-outs and resets are OSErrors
+        except (OSError, EOFError, http.client.HTTPException) as error:  # URLError, time-outs and resets are OSErrors
             if attempt == attempts:
-                raise DownloadError(f"{url}: the connection broke {attempts} times ({error}); run the same command again to go on "
-                                    f"from {part.stat().st_size if part.exists() else 0:,} bytes") from error
-            time.sleep(min(2**attempt, 10) if attempts > 1 else 0)
+                raise DownloadError(f"{url}: the connection broke {attempts} times ({error}); run the same command again "
+                                    f"to go on from {part.stat().st_size if part.exists() else 0:,} bytes") from error
+            time.sleep(min(2**attempt, 10))
     problem = _problem(part, sha256, md5, size)
     if problem:
         part.unlink()
@@ -119,7 +120,8 @@ def _problem(path: Path, sha256: str | None, md5: str | None, size: int | None) 
     return None
 
 
-def extract(archive: str | Path, folder: str | Path, *, max_bytes: int = 50 * 2**30, verify: Callable[[Path], None] | None = None) -> Path:
+def extract(archive: str | Path, folder: str | Path, *, max_bytes: int = 50 * 2**30,
+            verify: Callable[[Path], None] | None = None) -> Path:
     """Unpack a zip or tar archive into a new folder, all of it or nothing.
 
     Refused before anything is written: absolute names, "..", links, devices, encrypted entries, more than `max_bytes` in
@@ -174,11 +176,14 @@ def _tar_entries(source: tarfile.TarFile) -> Iterator[_Entry]:
 
 
 def _unpack(entries: Iterator[_Entry], folder: Path, max_bytes: int, archive: Path) -> None:
-    checked, total = [], 0
+    checked, seen, total = [], set(), 0
     for name, size, opener, complaint in entries:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name.partition("/")[0] or "\0" in name:
+        if path.is_absolute() or ".." in path.parts or "\\" in name or name[1:2] == ":" or "\0" in name:
             complaint = "points outside its folder"
+        if opener and path in seen:
+            complaint = "comes twice"
+        seen.add(path)
         total += size
         if total > max_bytes:
             complaint = f"brings the archive above {max_bytes:,} bytes"
@@ -192,7 +197,7 @@ def _unpack(entries: Iterator[_Entry], folder: Path, max_bytes: int, archive: Pa
             path.mkdir(parents=True, exist_ok=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        with opener() as source, open(path, "xb") as target:  # "x": an entry that comes twice is refused by the next line
+        with opener() as source, open(path, "xb") as target:
             while chunk := source.read(CHUNK):
                 left -= len(chunk)
                 if left < 0:

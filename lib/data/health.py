@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -61,8 +62,8 @@ def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1) -> Man
         ValueError: not a single clip can be used.
     """
     table = manifest.table
-    files = {path: os.path.join(manifest.root, path) for path in table["path"].unique()}
-    verdicts = inspect(list(files.values()), workers)
+    files = {path: str(manifest.root / path) for path in table["path"].unique()}
+    verdicts = inspect(files.values(), workers)
     reasons = []
     for path, start, duration in zip(table["path"], table["start"], table["duration"]):
         verdict = verdicts[files[path]]
@@ -88,13 +89,20 @@ def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1) -> Man
     return replace(kept, info={**kept.info, "health": health})
 
 
-def inspect(files: list[str], workers: int = 0) -> dict[str, Verdict]:
+def measure(manifest: Manifest, workers: int = 0) -> Manifest:
+    """The manifest with `duration` set to what decodes after `start`, for data sets whose table does not state it."""
+    verdicts = inspect([str(manifest.file(i)) for i in range(len(manifest))], workers)
+    durations = [max(0.0, verdicts[str(manifest.file(i))].duration - start) for i, start in enumerate(manifest.table["start"])]
+    return replace(manifest, table=manifest.table.assign(duration=durations))
+
+
+def inspect(files: Iterable[str], workers: int = 0) -> dict[str, Verdict]:
     """The verdict on each file (absolute paths), from the cache where size and modification time are unchanged."""
-    stamps = {file: _stamp(file) for file in files}
+    stamps = {file: _stamp(file) for file in files}  # each file once
     cache_file = data_dir() / "manifests" / _CACHE
     cache = _load(cache_file)
     verdicts, new = {}, []
-    for file in files:
+    for file in stamps:
         size, changed, verdict = cache.get(file, (None, None, None))
         if stamps[file] is None:
             verdicts[file] = Verdict("missing")
@@ -106,7 +114,8 @@ def inspect(files: list[str], workers: int = 0) -> dict[str, Verdict]:
         for file, verdict in zip(new, tqdm(_run(new, workers), total=len(new), desc="health check", unit="file", leave=False)):
             verdicts[file] = verdict
         # Read again: another process may have added to it meanwhile. (A lost race costs a second look, nothing else.)
-        _save(cache_file, {**_load(cache_file), **{file: (*stamps[file], verdicts[file]) for file in new}})
+        _save(cache_file, {**_load(cache_file), **{file: (*stamps[file], verdicts[file]) for file in new
+                                                   if os.access(file, os.R_OK)}})  # permission can change without a trace
     return verdicts
 
 
@@ -131,22 +140,26 @@ def inspect_file(file: str) -> Verdict:
     stated = 0 if info.codec.startswith("aac/") else info.duration
     if samples == 0:
         return Verdict("empty")
-    if duration < TRUNCATED * stated or _bytes_share(file) < TRUNCATED:
+    if duration < TRUNCATED * stated or _is_cut(file):
         return Verdict("truncated", duration)
     if not finite:
         return Verdict("nan", duration)
     return Verdict("silent" if np.max(high - low) / 2 <= SILENCE else "", duration)
 
 
-def _bytes_share(file: str) -> float:
-    """Share of the bytes stated in a RIFF or FORM header that are there: libsndfile shortens a cut wav without a word."""
+def _is_cut(file: str) -> bool:
+    """Whether a wav, aiff or ogg file ends before its own last block does: libsndfile shortens such files without a word."""
+    size = os.path.getsize(file)
     with open(file, "rb") as stream:
         head = stream.read(8)
+        stream.seek(max(0, size - 2**17))  # two Ogg pages at least
+        tail = stream.read()
+    if head[:4] == b"OggS":
+        page = tail[tail.rfind(b"OggS"):]  # 27 bytes, the last of which counts the segment lengths that follow
+        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27: 27 + page[26]])
     order = {b"RIFF": "<I", b"FORM": ">I"}.get(head[:4])
     stated = struct.unpack(order, head[4:])[0] if order and len(head) == 8 else 0
-    if stated in (0, 0xFFFFFFFF):  # written to a pipe: the length was not known
-        return 1.0
-    return os.path.getsize(file) / (stated + 8)
+    return stated != 0xFFFFFFFF and size < TRUNCATED * (stated + 8)  # 0xFFFFFFFF: written to a pipe, length not known
 
 
 def _run(files: list[str], workers: int):
@@ -170,7 +183,8 @@ def _load(cache_file: Path) -> dict[str, tuple[int, int, Verdict]]:
     if not cache_file.is_file():
         return {}
     table = pd.read_parquet(cache_file)
-    return {file: (size, changed, Verdict(reason, duration)) for file, size, changed, reason, duration in table.itertuples(index=False)}
+    return {file: (size, changed, Verdict(reason, duration))
+            for file, size, changed, reason, duration in table.itertuples(index=False)}
 
 
 def _save(cache_file: Path, cache: dict[str, tuple[int, int, Verdict]]) -> None:

@@ -204,7 +204,8 @@ def _validate(table: pd.DataFrame, name: str, classes: list[str] | None) -> None
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
         refuse(column, ~(np.isfinite(values) & (values >= 0)), "a number of seconds, finite and not negative")
     for column in ("captions", "labels"):
-        refuse(column, [not isinstance(v, list) or any(not isinstance(t, str) for t in v) for v in table[column]], "a list of texts")
+        refuse(column, [not isinstance(v, list) or any(not isinstance(t, str) for t in v) for v in table[column]],
+               "a list of texts")
     if classes:
         known = set(classes)
         refuse("labels", [not known.issuperset(v) for v in table["labels"]], f"among the {len(known)} classes of info['classes']")

@@ -81,8 +81,11 @@ def _event(event: Event, style: str, told: list[str], where: str | None, rng: np
     before, after = [], []
     for word in sorted(told, key=_ORDER.index):
         own = entry.get("words", {}).get(word)  # always adjectives
-        either = rng.random() < 0.5 if word in ("near", "far") else not is_verb and (word in ("fast", "slow") or rng.random() < 0.5)
-        if own or either:
+        if word in ("near", "far"):
+            adjective = rng.random() < 0.5
+        else:
+            adjective = not is_verb and (word in ("fast", "slow") or rng.random() < 0.5)
+        if own or adjective:
             before.append(_pick(own or shared[word]["before"], rng))
         else:
             after.append(_pick(shared[word]["after"], rng))
@@ -120,9 +123,11 @@ def caption_matches(facts: dict, annotation: dict, directions: bool = False) -> 
     if sorted(events) != facts["classes"]:
         return False
     labels = [e["label"] for e in annotation["events"]]
-    return (all(set(words) <= set(events[label]["attributes"]) for label, words in facts["attributes"].items())
-            and (facts["stages"] is None or facts["stages"] == [sorted(labels[i] for i in stage) for stage in annotation["stages"]])
-            and (not directions or all(direction_word(events[label]["azimuth"]) == word for label, word in facts["directions"].items())))
+    if any(not set(words) <= set(events[label]["attributes"]) for label, words in facts["attributes"].items()):
+        return False
+    if facts["stages"] not in (None, [sorted(labels[i] for i in stage) for stage in annotation["stages"]]):
+        return False
+    return not directions or all(direction_word(events[label]["azimuth"]) == word for label, word in facts["directions"].items())
 
 
 def caption_relevance(annotations: list[str], directions: bool = False) -> np.ndarray:
@@ -135,4 +140,5 @@ def caption_relevance(annotations: list[str], directions: bool = False) -> np.nd
         (N * K, N) bool, captions in the order of the clips; true at least at [i * K + k, i].
     """
     clips = [json.loads(text) for text in annotations]
-    return np.array([[caption_matches(facts, other, directions) for other in clips] for clip in clips for facts in clip["facts"]], dtype=bool)
+    stated = [facts for clip in clips for facts in clip["facts"]]
+    return np.array([[caption_matches(facts, clip, directions) for clip in clips] for facts in stated], dtype=bool)

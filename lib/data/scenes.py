@@ -99,7 +99,8 @@ def classes() -> list[str]:
 
 def taxonomy() -> dict[str, list[str]]:
     """Leaf class -> [top level, middle level]."""
-    return {leaf: [top, middle] for top, groups in config()["taxonomy"].items() for middle, leaves in groups.items() for leaf in leaves}
+    tree = config()["taxonomy"]
+    return {leaf: [top, middle] for top, groups in tree.items() for middle, leaves in groups.items() for leaf in leaves}
 
 
 @lru_cache(maxsize=1)
@@ -170,8 +171,8 @@ def _event(rng: np.random.Generator, label: str, split: str, onset: float, durat
     cell = allowed[rng.integers(len(allowed))]
     pitch, rate, timbre = (np.array(cell) + rng.random(3)) / bins
     zone = str(rng.choice(list(rules["distance"])))
-    named = [word for axis, (low, high) in enumerate([("low", "high"), ("slow", "fast")]) if ("pitch", "rate")[axis] in entry["names"]
-             for word, place in ((low, 0), (high, bins - 1)) if cell[axis] == place]
+    words = {"pitch": {0: "low", bins - 1: "high"}, "rate": {0: "slow", bins - 1: "fast"}}
+    named = [words[axis][place] for axis, place in zip(words, cell) if axis in entry["names"] and place in words[axis]]
     (p0, p1), (r0, r1) = entry["pitch"], entry["rate"]
     return Event(label, onset, duration, float(p0 * (p1 / p0) ** pitch), float(r0 * (r1 / r0) ** rate), float(timbre),
                  loudness=float(rng.uniform(*rules["loudness_db"])), azimuth=float(rng.uniform(-180, 180)),
@@ -199,16 +200,18 @@ def propagate(scene: Scene, number: int, dry: np.ndarray) -> tuple[np.ndarray, n
 
     Returns:
         direct (samples,): falls as 1 / distance and loses its treble to the air; diffuse (samples + tail,): the room's
-        answer, whose energy does not depend on the distance. An ambisonic writer gives a direction to the first only.
+        answer, whose energy is that of `dry` plus room.reverberant_db at any distance. An ambisonic writer gives a
+        direction to the first only.
     """
     rng, room = scene.rng(_RENDER, number, 1), config()["scene"]["room"]
     distance = scene.events[number].distance
     cutoff = 24_000 / distance**0.6  # much stronger than real air, so that a listener hears it over 10 m
     direct = filtered(dry, lambda f: 1 / (1 + (f / cutoff) ** 2)) / distance
     tail = to_samples(scene.reverberation)
-    answer = colored_noise(rng, tail, 0.5) * 10 ** (-3.0 * np.arange(tail) / tail)
-    answer *= 10 ** (room["reverberant_db"] / 20) / np.sqrt(np.sum(answer**2))
-    return direct, convolved(np.concatenate([dry, np.zeros(tail, dry.dtype)]), answer.astype(dry.dtype))
+    answer = rng.standard_normal(tail, dtype=dry.dtype) * 10 ** (-3.0 * np.arange(tail, dtype=dry.dtype) / tail)
+    diffuse = convolved(np.concatenate([dry, np.zeros(tail, dry.dtype)]), answer)
+    # Its level is set afterwards: a steady tone may fall on a peak or into a hole of one random room.
+    return direct, diffuse * np.sqrt(10 ** (room["reverberant_db"] / 10) * np.sum(dry**2) / np.sum(diffuse**2))
 
 
 def active(scene: Scene) -> np.ndarray:

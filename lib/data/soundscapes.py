@@ -55,13 +55,15 @@ def prepare(data_root: str | Path | None = None, *, seed: int = 0, num_samples: 
     missing = [scene for scene in worlds if not _is_rendered(folder / _path(scene), scene)]
     batches = [missing[i:i + BATCH] for i in range(0, len(missing), BATCH)]
     with tqdm(total=len(missing), desc="rendering soundscapes", unit="scene", disable=not missing) as bar:
-        for done in _in_parallel(batches, folder, workers) if workers and missing else (_render(batch, folder) for batch in batches):
+        one_by_one = (_render(batch, folder) for batch in batches)
+        for done in _in_parallel(batches, folder, workers) if workers and missing else one_by_one:
             bar.update(done)
     settings = scenes.config()
     info = {"title": "Soundscapes (synthesised)", "classes": scenes.classes(), "taxonomy": scenes.taxonomy(),
             "templates": settings["templates"], "phrases": {c: settings["classes"][c]["phrase"] for c in scenes.classes()},
             "seed": seed, "clip_seconds": clip_seconds, "digest": folder.name}
-    return Manifest(pd.DataFrame([_row(scene) for scene in worlds]), "soundscapes", folder, info)
+    from lib.data.health import check  # here, because it loads torch, which the processes that render do without
+    return check(Manifest(pd.DataFrame([_row(scene) for scene in worlds]), "soundscapes", folder, info), workers)
 
 
 def split_counts(total: int) -> dict[str, int]:
@@ -115,8 +117,9 @@ def _render(batch: list[scenes.Scene], folder: Path) -> int:
     for scene in batch:
         file = folder / _path(scene)
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        # rounded to 16 bits here, so that the file does not depend on how the library rounds
-        soundfile.write(part, np.round(scenes.render(scene) * 32767).astype(np.int16), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        # Rounded to 16 bits here, so that the file does not depend on how the library rounds.
+        samples = np.round(scenes.render(scene) * 32767).astype(np.int16)
+        soundfile.write(part, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         os.replace(part, file)
     return len(batch)
 

@@ -29,7 +29,7 @@ from lib.display.spectrograms import thumbnail_png
 BYTE_BUDGET = 8_000_000
 SAMPLE_RATES = (4_000, 192_000)  # what libvorbis encodes; above, libsndfile 1.2.2 crashes the process instead of refusing
 SILENCE_DBFS = -90.0
-_BLOCK = 65_536  # frames a write: libsndfile keeps a block on the stack and overflows it when a long clip comes at once
+_BLOCK = 65_536  # frames a write: libsndfile 1.2.2 overflows its stack when minutes of sound come at once
 _STYLE = """<style>
 .clip-gallery{display:grid;gap:10px;margin:6px 0;font:13px/1.4 sans-serif}
 .clip-card{border:1px solid rgba(128,128,128,.4);border-left:5px solid rgba(128,128,128,.4);border-radius:4px;padding:7px 9px;\

@@ -36,8 +36,9 @@ def training_curves(history, *, references: Mapping[str, float] | None = None, m
 
     Args:
         history: DataFrame, or list of dict, of numbers with a column "step" or "epoch" (the x axis, in that order); other columns
-            may have gaps. A column is a loss when its name contains "loss", a learning rate when a part of it is "lr" or
-            "learning_rate", and a metric otherwise. Metrics between 0 and 1 share a panel; each other one has its own.
+            may have gaps. A column is a loss when its name contains "loss" or starts with "train/" (a loss term of the
+            training log), a learning rate when a part of it is "lr" or "learning_rate", and a metric otherwise. Metrics
+            between 0 and 1 share a panel; each other one has its own.
         references: label -> value between 0 and 1, grey lines in the metric panel (chance, ceiling, baseline).
         metrics: the metric columns to show, when not all.
 
@@ -89,7 +90,7 @@ def _panels(table: pd.DataFrame, metrics: Sequence[str] | None) -> list[tuple[st
     """(title, columns, y label) of each panel of `training_curves`."""
     numbers = [c for c in table.columns if c not in ("step", "epoch") and pd.api.types.is_numeric_dtype(table[c])
                and table[c].notna().any()]
-    losses = [c for c in numbers if "loss" in c]
+    losses = [c for c in numbers if "loss" in c or c.startswith("train/")]
     rates = [c for c in numbers if re.search(r"(^|[/_-])(lr|learning_rate)($|[/_-])", c)]
     rest = [c for c in numbers if c not in losses + rates and (metrics is None or c in metrics)]
     shares = [c for c in rest if table[c].dropna().between(0, 1).all()]

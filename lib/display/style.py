@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from contextlib import contextmanager
 from functools import wraps
 
 import matplotlib
@@ -55,9 +56,13 @@ def use() -> None:
     matplotlib.rcParams.update(_THEME)
 
 
+@contextmanager
 def theme():
-    """Context manager: the theme of the figures of `lib.display.figures`, for as long as the block lasts."""
-    return matplotlib.rc_context(_FIGURE_THEME)
+    """The theme of the figures of `lib.display.figures` and nothing else, for as long as the block lasts."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_FIGURE_THEME)
+        yield
 
 
 class Picture(Figure):

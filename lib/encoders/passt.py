@@ -20,8 +20,9 @@ from lib.audio.logmel import LogMel, LogMelConfig
 
 hear21.first_RUN = False                     # otherwise the first forward prints every tensor's shape
 
-# name: (width, depth, heads). "published" is passt_s_p16_s16_128_ap468.
-SIZES = {"published": (768, 12, 12), "small": (256, 6, 4), "mini": (192, 4, 3), "tiny": (64, 2, 2), "frames": (128, 4, 4)}
+# name: (width, depth, heads, patch = stride in mel bands, in frames). "published" is passt_s_p16_s16_128_ap468; a patch of "frames"
+# spans all bands, which learns from far fewer clips than square patches do
+SIZES = {"published": (768, 12, 12, 16, 16), "small": (256, 6, 4, 16, 16), "tiny": (64, 2, 2, 16, 16), "frames": (128, 4, 4, 128, 4)}
 
 
 class FusedAttention(hear21.Attention):
@@ -42,7 +43,6 @@ class PasstConfig:
     Args:
         size: a name of `SIZES`.
         segment_seconds: the model's one input length in seconds.
-        patch_frequency, patch_time: patch size = stride, in mel bands and frames.
         patchout_frequency, patchout_time: share of rows and columns of patches dropped in training, in [0, 1).
             The published 2 of 8 rows and 15 of 62 columns are 0.25 and 0.24.
         drop_path: stochastic depth, linear from 0 to this value.
@@ -54,8 +54,6 @@ class PasstConfig:
 
     size: str = "published"
     segment_seconds: float = 10.0
-    patch_frequency: int = 16
-    patch_time: int = 16
     patchout_frequency: float = 0.25
     patchout_time: float = 0.24
     drop_path: float = 0.0
@@ -69,9 +67,9 @@ class PasstConfig:
         rows, columns = self.grid
         if columns - round(self.patchout_time * columns) < 4 or rows - round(self.patchout_frequency * rows) < 1:
             raise ValueError(
-                f"patchout leaves too little: {self.segment_seconds} s give {columns} time columns of {self.patch_time} frames, "
+                f"patchout leaves too little: {self.segment_seconds} s give {columns} time columns of {SIZES[self.size][4]} frames, "
                 f"patchout_time={self.patchout_time} keeps {columns - round(self.patchout_time * columns)} and at least 4 must "
-                "remain; use longer segments, a smaller patch_time or a smaller patchout_time")
+                "remain; use longer segments or a smaller patchout_time")
 
     @property
     def segment_samples(self) -> int:
@@ -81,7 +79,8 @@ class PasstConfig:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows (frequency) and columns (time) of patches of one segment."""
-        return self.front_end.mels // self.patch_frequency, self.front_end.frames(self.segment_samples) // self.patch_time
+        *_, bands, frames = SIZES[self.size]
+        return self.front_end.mels // bands, self.front_end.frames(self.segment_samples) // frames
 
     def to_dict(self) -> dict:
         """JSON-able form, front end included."""
@@ -115,12 +114,11 @@ class PasstEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.front_end = LogMel(config.front_end)
-        width, depth, heads = SIZES[config.size]
+        width, depth, heads, *patch = SIZES[config.size]
         rows, columns = config.grid
         frames = config.front_end.frames(config.segment_samples)
-        patch = (config.patch_frequency, config.patch_time)
         self.network = hear21.PaSST(
-            img_size=(config.front_end.mels, frames), patch_size=patch, stride=patch, in_chans=1, num_classes=0, distilled=True,
+            img_size=(config.front_end.mels, frames), patch_size=tuple(patch), stride=tuple(patch), in_chans=1, num_classes=0, distilled=True,
             embed_dim=width, depth=depth, num_heads=heads, drop_path_rate=config.drop_path,
             s_patchout_t=round(config.patchout_time * columns), s_patchout_f=round(config.patchout_frequency * rows))
         self.network.head, self.network.head_dist = nn.Identity(), None

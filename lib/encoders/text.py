@@ -84,6 +84,8 @@ class RobertaText(nn.Module):
                 vocab_size=len(tokenizer), hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
                 intermediate_size=wide, max_position_embeddings=max(config.max_tokens, 8) + 2, type_vocab_size=1,
                 hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout,
+                # BERT's 0.02 suits a width of 768 and more; narrow encoders would start with all captions at one point
+                initializer_range=width ** -0.5 if width < 768 else 0.02,
                 bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
             ), add_pooling_layer=False)
         self.network = network

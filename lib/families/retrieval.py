@@ -6,6 +6,7 @@ of one space and trained with a symmetric contrastive loss in which all captions
 """
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.text import RobertaText, TextConfig
 from lib.evaluation.retrieval import retrieval_metrics
 from lib.losses.contrastive import contrastive_loss
+from lib.progress import track
 
 CACHE_BYTES = 2 << 30       # decoded clips kept in memory (clips no longer than the window)
 
@@ -36,8 +38,6 @@ class RetrievalConfig(RunConfig):
     audio_weights: str | None = None
     clip_seconds: float = 30.0
     segment_seconds: float = 10.0
-    patch_frequency: int = 16
-    patch_time: int = 16
     patchout_frequency: float = 0.25
     patchout_time: float = 0.24
     drop_path: float = 0.0
@@ -63,8 +63,8 @@ class RetrievalConfig(RunConfig):
         """Settings of the audio encoder."""
         front_end = LogMelConfig(time_masks=self.time_masks, time_mask=self.time_mask, frequency_masks=self.frequency_masks,
                                  frequency_mask=self.frequency_mask)
-        return PasstConfig(size=self.audio_size, segment_seconds=self.segment_seconds, patch_frequency=self.patch_frequency,
-                           patch_time=self.patch_time, patchout_frequency=self.patchout_frequency, patchout_time=self.patchout_time,
+        return PasstConfig(size=self.audio_size, segment_seconds=self.segment_seconds,
+                           patchout_frequency=self.patchout_frequency, patchout_time=self.patchout_time,
                            drop_path=self.drop_path, front_end=front_end)
 
     def prepare(self) -> Manifest:
@@ -87,6 +87,21 @@ def build(config: RetrievalConfig, captions: list[str]) -> DualEncoder:
     text = (RobertaText.from_published(text_config, config.text_weights) if config.text_weights
             else RobertaText.from_scratch(text_config, captions))
     return DualEncoder(audio, text, config.embedding_dim, config.tau, config.train_tau)
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu", **place) -> tuple[DualEncoder, RetrievalConfig]:
+    """A trained model in evaluation mode and the configuration it was trained with: the same front end and windows.
+
+    Args:
+        folder: a checkpoint.  device: where the model goes.  place: fields to replace that do not change a result (data_root, ...).
+    Raises:
+        FileNotFoundError, ValueError: naming the folder and what is wrong with it.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / "training.json").is_file():
+        raise FileNotFoundError(f"{folder} holds no training.json: it is no checkpoint of this family; train one with notebook 10")
+    config = RetrievalConfig.from_dict(json.loads((folder / "training.json").read_text())["config"] | place)
+    return DualEncoder.from_pretrained(folder).to(device), config
 
 
 class Retrieval:
@@ -123,7 +138,7 @@ class Retrieval:
         """Contrastive loss of a batch of (clip, caption) rows: {"loss": scalar}."""
         waveform = batch["waveform"]
         durations = torch.tensor(batch["duration"], device=waveform.device)
-        positives = same(batch["clip_id"] if self.config.positives == "clip" else ["\x1f".join(sorted(x)) for x in batch["labels"]])
+        positives = same(batch["clip_id"] if self.config.positives == "clip" else [_label_key(x) for x in batch["labels"]])
         if self.config.mix:
             waveform, durations, positives = mix_clips(waveform, durations, positives, self.config.mix)
         audio, text = model(waveform, durations, batch["caption"])
@@ -134,11 +149,12 @@ class Retrieval:
         if "val" in self.config.fit_splits or "val" not in self.manifest.splits:
             return {}
         gallery = embed(self.model, self.manifest.select("val"), self.config)
-        metrics = retrieval_metrics(gallery.text @ gallery.audio.T, gallery.relevant)
+        metrics = retrieval_metrics(gallery.similarity, gallery.relevant)
         return {f"val/{name}": value for name, value in metrics.items()}
 
     def save(self, folder: Path):
-        """Write the model into `folder` in the published layout."""
+        """Write the model into `folder` in the published layout, and beside it training.json, the configuration it was trained with."""
+        (folder / "training.json").write_text(json.dumps({"family": self.name, "config": self.config.to_dict()}, indent=1, sort_keys=True))
         return self.model.save_pretrained(folder)
 
 
@@ -168,35 +184,65 @@ def mix_clips(waveform: Tensor, durations: Tensor, positives: Tensor, probabilit
 
 @dataclass(frozen=True)
 class Gallery:
-    """Embeddings of a split: audio (N, D), text (Q, D) of all captions, relevant (Q, N) bool, queries (Q texts), clip (Q,) row of each."""
+    """A split in embeddings.
+
+    Attributes:
+        audio: Tensor (N, D), one row a clip.  text: Tensor (Q, D), one row a query.  queries: Q captions.
+        relevant: Tensor (Q, N) bool.  group: (Q,) int; queries of one group are no independent draws (captions of one clip).
+    """
 
     audio: Tensor
     text: Tensor
-    relevant: Tensor
     queries: list[str]
-    clip: np.ndarray
+    relevant: Tensor
+    group: np.ndarray
+
+    @property
+    def similarity(self) -> Tensor:
+        """Cosine similarities (Q, N)."""
+        return self.text @ self.audio.T
 
 
 @torch.inference_mode()
-def embed(model: DualEncoder, manifest: Manifest, config: RetrievalConfig, show=lambda items, total, label: items) -> Gallery:
-    """Embed every clip and every caption of a manifest once, in evaluation mode.
+def embed(model: DualEncoder, manifest: Manifest, config: RetrievalConfig) -> Gallery:
+    """Embed every clip and every query of a manifest once, in evaluation mode, with progress.
 
     Args:
-        model: on any device.  manifest: N clips.  config: window, batch size and workers.
-        show: wraps the batches to show progress, called as show(items, total, label).
+        model: on any device.  manifest: N clips.
+        config: window, batch size, workers; with positives "clip" every caption is a query for its own clip, with "labels"
+            every different caption is one for all clips of its labels.
     Returns: a `Gallery` on the CPU in float32.
     """
     training, device = model.training, model.tau.device
     model.eval()
     dataset = ClipDataset(manifest, sample_rate=model.audio.sample_rate, seconds=config.clip_seconds)
-    audio = [model.embed_audio(batch["waveform"].to(device), torch.tensor(batch["duration"], device=device)).cpu()
-             for batch in show(batches(dataset, config.batch_size, workers=config.workers), count_batches(dataset, config.batch_size), "clips")]
-    queries = [c for captions in manifest.table["captions"] for c in captions]
-    clip = np.repeat(np.arange(len(manifest)), [len(c) for c in manifest.table["captions"]])
+    source = track(batches(dataset, config.batch_size, workers=config.workers), count_batches(dataset, config.batch_size), "encoding clips")
+    audio = torch.cat([model.embed_audio(batch["waveform"].to(device), torch.tensor(batch["duration"], device=device)).cpu()
+                       for batch in source])
+    queries, relevant, group = relevance(manifest, config.positives)
     text = embed_texts(model, queries)
     model.train(training)
-    relevant = torch.from_numpy(clip)[:, None] == torch.arange(len(manifest))[None, :]
-    return Gallery(torch.cat(audio), text, relevant, queries, clip)
+    return Gallery(audio, text, queries, relevant, group)
+
+
+def relevance(manifest: Manifest, positives: str) -> tuple[list[str], Tensor, np.ndarray]:
+    """Queries of a manifest, which clips are relevant to them, and which queries belong together.
+
+    Args: manifest: N clips.  positives: "clip" or "labels", see `embed`.
+    Returns: Q captions, Tensor (Q, N) bool, (Q,) int groups.
+    """
+    identity = [clip if positives == "clip" else _label_key(labels) for clip, labels in zip(manifest.table["clip_id"], manifest.table["labels"])]
+    number = {name: i for i, name in enumerate(dict.fromkeys(identity))}
+    member = np.array([number[name] for name in identity])
+    rows = [(caption, group) for captions, group in zip(manifest.table["captions"], member) for caption in captions]
+    if positives == "labels":
+        rows = list(dict.fromkeys(rows))
+    group = np.array([g for _, g in rows])
+    return [caption for caption, _ in rows], torch.from_numpy(group[:, None] == member[None, :]), group
+
+
+def _label_key(labels: list[str]) -> str:
+    return "\x1f".join(sorted(labels))
 
 
 @torch.inference_mode()

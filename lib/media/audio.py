@@ -19,7 +19,8 @@ import numpy as np
 import soundfile
 import torch
 
-SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .caf .w64 .m4a .mp4 .aac .webm .mka .mkv .mov .wma".split())
+SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .caf .w64 "
+                     ".m4a .mp4 .aac .webm .mka .mkv .mov .wma".split())
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99  # sinc zero crossings on either side; share of the lower Nyquist frequency that is kept
 SEEK_FROM = 30.0  # FFmpeg decodes windows up to here from the start: bit-exact also where AAC codes a band as random noise
 PREROLL = 0.5  # seconds decoded before a window that was sought: frames of AAC, MP3 and Opus need their predecessors
@@ -198,7 +199,8 @@ class _FFmpeg:
             self.sample_rate, self.channels = context.sample_rate, context.channels
             if not self.sample_rate or not self.channels:
                 raise ValueError("its audio stream states no sample rate or channels")
-            duration = self.stream.duration * self.stream.time_base if self.stream.duration else (self.container.duration or 0) / av.time_base
+            stated = self.stream.duration
+            duration = stated * self.stream.time_base if stated else (self.container.duration or 0) / av.time_base
             self.frames = round(duration * self.sample_rate)
             self.codec = f"{self.container.format.name.split(',')[0]}/{context.name}"
             self.to_float = av.AudioResampler(format="fltp", layout=context.layout, rate=self.sample_rate)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import warnings
 from pathlib import Path
 
@@ -28,14 +27,12 @@ class Log:
     def step(self, state: dict, parts: dict[str, float], rate: float) -> None:
         """Log the loss terms of a batch, every `every` optimiser steps."""
         if state["step"] % self.every == 1 or self.every == 1:
-            self._add({"step": state["step"], "epoch": state["epoch"], "learning_rate": rate, **{f"train/{k}": v for k, v in parts.items()}})
+            self._add({"step": state["step"], "epoch": state["epoch"], "learning_rate": rate, **{f"step/{k}": v for k, v in parts.items()}})
 
     def epoch(self, state: dict, metrics: dict[str, float]) -> None:
-        """Log the validation metrics at the end of an epoch, print one line and rewrite metrics.csv."""
-        losses = [row["train/loss"] for row in self.history if row["epoch"] == state["epoch"] - 1 and "train/loss" in row]
+        """Log an epoch's mean losses ("train/...") and validation metrics ("val/..."), print a line and rewrite metrics.csv."""
         self._add({"step": state["step"], "epoch": state["epoch"], **metrics})
-        mean = sum(losses) / len(losses) if losses else math.nan
-        print(f"epoch {state['epoch']}: train loss {mean:.3f}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()), flush=True)
+        print(f"epoch {state['epoch']}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), flush=True)
         self._write()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from lib import randomness
 from lib.config import RunConfig
 from lib.training import checkpoint, devices
 from lib.training.logs import Log
-from lib.training.progress import track
+from lib.progress import track
 from lib.training.schedule import learning_rate
 
 
@@ -79,7 +79,7 @@ def fit(family: Family, folder: Path) -> Run:
     optimizer = torch.optim.AdamW([p for p in family.model.parameters() if p.requires_grad], lr=config.learning_rate,
                                   betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay)
     model, optimizer = fabric.setup(family.model, optimizer)
-    state = {"step": 0, "epoch": 0, "batch": 0, "history": [], "best": None, "cpu": 0.0, "wall": 0.0, "threads": config.threads}
+    state = {"step": 0, "epoch": 0, "batch": 0, "sums": {}, "history": [], "best": None, "cpu": 0.0, "wall": 0.0, "threads": config.threads}
     found = checkpoint.newest(folder / "checkpoints")
     if found is not None:
         state = _resume(found, state, family, optimizer, fabric)
@@ -120,13 +120,16 @@ def fit(family: Family, folder: Path) -> Run:
                 optimizer.step()
                 state["step"] += 1
                 log.step(state, parts, rate)
+            for name, value in parts.items():
+                state["sums"][name] = state["sums"].get(name, 0.0) + value / per_epoch
             state["batch"] += 1
             if last and config.checkpoint_steps and state["step"] % config.checkpoint_steps == 0 and state["batch"] < per_epoch:
                 save()
         model.eval()
         state["epoch"], state["batch"] = epoch + 1, 0
         metrics = family.validate() if config.selection == "best" or epoch + 1 == config.epochs else {}
-        log.epoch(state, metrics)
+        log.epoch(state, {f"train/{name}": value for name, value in state["sums"].items()} | metrics)
+        state["sums"] = {}
         value = metrics.get(family.monitor)
         if config.selection == "best" and value is not None and (state["best"] is None or value > state["best"]["value"]):
             state["best"] = {"value": value, "epoch": epoch + 1, "checkpoint": f"step_{state['step']:08d}"}

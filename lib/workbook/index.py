@@ -62,7 +62,7 @@ def judge(report: Path, jobs: dict[str, dict]) -> dict[str, tuple[str, str]]:
         elif current and status["state"] == "failed":
             states[name] = ("failed", status["failure"])
         elif current and status["state"] == "running":
-            states[name] = ("failed", "its runner was killed")
+            states[name] = ("failed", "it was interrupted, or its runner was killed")
         elif not current or not (report / "results" / f"{name}.json").is_file():
             states[name] = ("waiting", "not run: the report ended before its turn")
         elif any(times[before]["finished"] > status["started"] for before in job["upstream"]):
@@ -109,9 +109,10 @@ def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
     for name, job in jobs.items():
         if job["combination"]:
             rest = _words({k: v for k, v in job["combination"].items() if k != "seed"})
-            groups.setdefault((job["notebook"], job["title"], rest), []).append(name)
+            groups.setdefault((job["notebook"], rest), []).append(name)
     lines = []
-    for (_, title, rest), members in groups.items():
+    for (_, rest), members in groups.items():
+        title = jobs[members[0]]["title"]
         values: dict[tuple, list[float]] = {}
         for name in members:
             for m in documents[name]["metrics"] if name in documents else []:

@@ -54,7 +54,7 @@ def _signal(send) -> None:
 
 @contextmanager
 def hold(report: Path, mark: str):
-    """Hold the lock of a report folder; on entry, end what a killed session has left, and on exit what this one has.
+    """Hold the lock of a report folder; on entry, end what a killed session has left.
 
     The lock is the kernel's (`flock`): it vanishes with its holder, however that dies, so it is never stale. What the file
     holds (pid, start time, mark) tells who has it, and outlives a holder that was killed: then its processes are ended.
@@ -78,7 +78,6 @@ def hold(report: Path, mark: str):
         try:
             yield
         finally:
-            end_marked("WORKBOOK_SESSION", mark)
             _replace(file, "")
 
 

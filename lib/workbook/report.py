@@ -11,6 +11,7 @@ import argparse
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from lib.settings import ROOT, reports_dir
 from lib.workbook.files import read_json, write_json, write_text
 from lib.workbook.parameters import notebooks_dir, parse_settings, read_notebooks
 from lib.workbook.plan import Job, make_jobs
-from lib.workbook.processes import Busy, hold, new_mark
+from lib.workbook.processes import Busy, end_marked, hold, new_mark
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan = {"run": name, "family": args.family or None, "profile": args.profile or None, "dataset": args.dataset or None,
             "notebooks": str(notebooks_dir()), "jobs": [job.as_dict() for job in jobs]}
     mark = new_mark()
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # as on Ctrl-C, the jobs are ended and the index is built
+        signal.signal(ending, signal.default_int_handler)
     try:
         with hold(report, mark):
             write_plan(report, plan, jobs)
@@ -59,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{len(jobs) - len(unfinished)} of {len(jobs)} jobs up to date in {time.monotonic() - began:.0f} s; open {shown}")
     for job, why in unfinished.items():
         print(f"  {job}: {why}")
-    return code or (1 if unfinished else 0)
+    return 130 if code == 130 else 1 if code or unfinished else 0
 
 
 def write_plan(report: Path, plan: dict, jobs: list[Job]) -> None:
@@ -98,6 +101,8 @@ def execute(report: Path, cores: int, mark: str, extra: list[str]) -> int:
         except KeyboardInterrupt:
             print("interrupted: ending the jobs; the next run continues from here", flush=True)
             return 130
+        finally:
+            end_marked("WORKBOOK_SESSION", mark)
     if code and not any(p.stat().st_mtime >= began for p in (report / "status").glob("*.json")):
         print("Snakemake failed before any job was started:\n" + "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]))
     return code

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lib.glossary import ParameterError, check, unknown
 from lib.settings import ROOT
+from lib.workbook import results
 from lib.workbook.files import read_json, write_json
 from lib.workbook.parameters import Notebook, load_yaml, read_notebook
 from lib.workbook.processes import end_marked, new_mark
@@ -134,9 +135,12 @@ def _judge(output: Path, marker: Path, execution: str) -> str | None:
     for index, cell in enumerate(read_json(output)["cells"]):
         if any(out.get("ename") == "SystemExit" for out in cell.get("outputs", [])):
             return f"cell {index + 1} left the notebook with sys.exit: {_first_line(cell)}"
-    document = read_json(marker)
-    if document is None:
+    if not marker.is_file():
         return f"{_where(output)}results/{marker.name} was not written: the notebook ended before its last cell, or that cell does not call results.write"
+    try:
+        document = results.read(marker)
+    except ValueError as error:
+        return str(error)
     if document["provenance"].get("execution") != execution:
         return f"results/{marker.name} was not written by this execution"
     return None

@@ -68,12 +68,16 @@ def test_torch_and_numpy_sound_alike(dtype):
     waveform = tone()
     heard, _ = decode(clips.listen_entry(torch.tensor(waveform, dtype=dtype, requires_grad=True), 16000)["audio"])
     reference, _ = decode(clips.listen_entry(waveform[0].astype(np.float64), 16000)["audio"])
-    assert np.abs(heard - reference).max() < 0.02
+    # The codec amplifies bfloat16's rounding into different code words, so samples agree as sound, not one by one.
+    assert np.corrcoef(heard[0], reference[0])[0, 1] > 0.999 and heard.std() == pytest.approx(reference.std(), rel=0.01)
 
 
 @pytest.mark.parametrize("samples", [1, 100, 70_001, 500_000])
-def test_every_length_is_kept(samples):  # a long clip written at once overflows libsndfile's stack
+def test_every_length_is_kept_and_written_in_blocks(samples, monkeypatch):
+    write, blocks = soundfile.SoundFile.write, []
+    monkeypatch.setattr(soundfile.SoundFile, "write", lambda file, data: (blocks.append(len(data)), write(file, data)))
     assert decode(clips.listen_entry(np.full(samples, 0.1, np.float32), 48000)["audio"])[0].shape == (1, samples)
+    assert sum(blocks) == samples and max(blocks) <= 65_536, "libsndfile crashes the process when a long clip comes at once"
 
 
 def test_clipping_and_silence_are_said_and_level_is_shown():
@@ -141,7 +145,7 @@ def test_beyond_the_byte_budget_clips_are_files(tmp_path):
     items = [dict(waveform=tone(frequency=200 + 100 * i), sample_rate=16000, title=f"-{i}\"<") for i in range(4)]
     everything = clips.gallery(items)
     size = everything.embedded_bytes // 4
-    folder = tmp_path / 'a "folder" &'
+    folder = tmp_path / 'a "folder" & #1?50%25'
     shown = clips.gallery(items, byte_budget=2 * size + 400, folder=folder)
     sources = Page(shown.html).sources()
     assert [s.startswith("data:") for s in sources] == [True, True, False, False]

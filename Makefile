@@ -1,0 +1,52 @@
+# Every command sets up .venv by itself (Python 3.11, about 6 GB, a few minutes, once). VENV=folder uses an existing
+# environment instead and installs nothing.
+.DEFAULT_GOAL := help
+.PHONY: help report test lab clean
+SHELL := /bin/sh
+
+VENV ?=
+PYTHON := $(if $(VENV),$(VENV),.venv)/bin/python
+READY := $(if $(VENV),,.venv/.ready)
+
+# This clone's lib, also when several clones share one environment. What the commands take is handed over through the
+# environment, so that no value is ever read as shell code.
+export PYTHONPATH := $(CURDIR)
+export FAMILY PROFILE DATASET DATA_ROOT RUN SET JOBS SNAKEMAKE
+
+help: ## say what there is (this)
+	@echo "make report  run the notebooks and write reports/<run>/index.html"
+	@echo "             FAMILY=retrieval PROFILE=tiny DATASET=esc50 DATA_ROOT=folder RUN=name SET=\"seed=1 num_samples=200\" JOBS=cores"
+	@echo "make test    run the test suite (TESTS=\"tests/workbook -k runner\" for a part of it)"
+	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make clean   delete the reports and caches of this folder (data/, runs/ and .venv/ stay)"
+	@echo "All of them take VENV=folder, an existing environment; otherwise .venv is made when needed."
+
+report: $(READY) ## run the notebooks and build the report
+	@echo "make report: running the notebooks that are not up to date, then building the index"
+	@"$(PYTHON)" -m lib.workbook.report --family="$$FAMILY" --profile="$$PROFILE" --dataset="$$DATASET" \
+		--data-root="$$DATA_ROOT" --set="$$SET" --run="$$RUN" --jobs="$$JOBS" --snakemake="$$SNAKEMAKE"
+
+test: $(READY) ## run the test suite
+	@echo "make test: running the test suite, about 8 minutes on 2 cores"
+	@"$(PYTHON)" -m pytest $(TESTS)
+
+lab: $(READY) ## open JupyterLab
+	@echo "make lab: opening the notebooks in JupyterLab; end it with Ctrl-C"
+	@"$(PYTHON)" -m jupyterlab --notebook-dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+
+clean: ## delete what was generated, except data, runs and the environment
+	@echo "make clean: deleting reports/* and caches; data/, runs/ and .venv/ stay"
+	@find reports -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@rm -rf .pytest_cache .hypothesis build *.egg-info
+	@find lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Removed first, so that an installation broken off is begun anew; --no-deps because the lock is complete.
+.venv/.ready: requirements.txt
+	@python=""; for candidate in python3.11 python3 python; do \
+		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo "error: Python 3.11 is needed and was not found; install it, or give an environment with VENV=folder" >&2; exit 2; fi; \
+	echo "setting up .venv: about 220 packages, 6 GB on disk, 3 to 8 minutes, once"; \
+	rm -f .venv/.ready && "$$python" -m venv .venv && \
+	.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-deps -r requirements.txt && \
+	.venv/bin/python -m pip check --disable-pip-version-check && touch .venv/.ready

@@ -1,0 +1,18 @@
+"""What all tests share: generated files go to a folder of their own, and no hub is asked for anything."""
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def generated_folders(tmp_path_factory):
+    """WORKBOOK_DATA, WORKBOOK_RUNS and WORKBOOK_REPORTS in a temporary folder, so that no test touches the repository."""
+    root = tmp_path_factory.mktemp("workbook")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("data", "runs", "reports"):
+            patch.setenv(f"WORKBOOK_{name.upper()}", str(root / name))
+        for name in ("REPORT", "JOB", "EXECUTION", "SESSION", "NOTEBOOKS"):
+            patch.delenv(f"WORKBOOK_{name}", raising=False)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("PYTHONPATH", os.path.abspath(os.path.join(os.path.dirname(__file__), "..")))
+        yield root

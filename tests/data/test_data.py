@@ -1,0 +1,61 @@
+"""The registry and the command line."""
+import numpy as np
+import pytest
+import soundfile
+
+from lib import data
+from lib.data.__main__ import main
+from lib.data.manifest import Manifest
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKBOOK_DATA", str(tmp_path / "data"))
+    (tmp_path / "mine").mkdir()
+    for i in range(12):
+        soundfile.write(tmp_path / "mine" / f"clip {i}.wav", 0.2 * np.sin(np.arange(2000) * 0.3), 8000)
+    return tmp_path / "mine"
+
+
+def test_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="unknown data set 'esc'; known: soundscapes, esc50, folder"):
+        data.prepare("esc")
+    with pytest.raises(ValueError, match="'esc50' has no option 'fold'; it has: esc10_only, test_fold, val_share"):
+        data.prepare("esc50", fold=1)
+    with pytest.raises(FileNotFoundError, match="data_root: .*absent is not a folder"):
+        data.prepare("folder", data_root=tmp_path / "absent")
+    assert data.data_set_options("folder") == {"captions": None}
+
+
+def test_prepare_and_check_tools(root, tmp_path, capsys):
+    assert main(["prepare", "folder", "--data-root", str(root), "--num-samples", "10", "--out", str(tmp_path / "m.parquet")]) == 0
+    manifest = Manifest.load(tmp_path / "m.parquet")
+    assert len(manifest) == 10 and f"fingerprint {manifest.fingerprint}" in capsys.readouterr().out
+    assert manifest.fingerprint == data.prepare("folder", data_root=root, num_samples=10).fingerprint
+    assert main(["check", str(tmp_path / "m.parquet")]) == 0 and "10 of 10" in capsys.readouterr().out
+    manifest.file(0).unlink()
+    assert main(["check", str(tmp_path / "m.parquet")]) == 1 and "1 missing" in capsys.readouterr().out
+    assert main(["check", str(root)]) == 0
+
+
+def test_prepare_writes_under_the_data_folder(root, tmp_path, capsys):
+    assert main(["prepare", "folder", "--data-root", str(root)]) == 0
+    written = [p.name for p in (tmp_path / "data" / "manifests").iterdir()]
+    assert sorted(written) == [f"folder-{data.prepare('folder', data_root=root).fingerprint}.parquet", "health-1.parquet"]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["prepare", "esc50"], "python -m lib.data download esc50"), (["prepare", "folder"], "set data_root"),
+    (["prepare", "esc50", "--option", "fold=1"], "no option 'fold'"), (["prepare", "esc50", "--option", "fold"], "NAME=VALUE"),
+    (["check", "nothing.parquet"], "nothing.parquet")])
+def test_errors_are_one_line(root, arguments, words, capsys):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_help_has_every_tool(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(tool in text for tool in ("prepare", "check", "download"))

@@ -1,0 +1,212 @@
+"""Downloads against a local server that can break off, and archives that try to write elsewhere."""
+import hashlib
+import io
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from lib.data import download
+from lib.data.download import DownloadError, extract, fetch
+
+CONTENT = os.urandom(300_000)
+
+
+class _Server(ThreadingHTTPServer):
+    content, etag, ranges, break_after = CONTENT, '"v1"', True, None
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests = []
+        self.url = f"http://127.0.0.1:{self.server_port}/file.zip"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        asked, server = self.headers.get("Range"), self.server
+        server.requests.append(asked)
+        if self.path == "/absent":
+            return self.send_error(404)
+        partial = asked and server.ranges and self.headers.get("If-Range", server.etag) == server.etag
+        first = int(asked[6:-1]) if partial else 0
+        if first >= len(server.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(server.content)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        body = server.content[first:]
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {first}-{len(server.content) - 1}/{len(server.content)}")
+        if server.etag:
+            self.send_header("ETag", server.etag)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: server.break_after])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    with _Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_whole_file(server, tmp_path):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    file = fetch(server.url, tmp_path / "new" / "file.zip", sha256=digest, size=len(CONTENT), md5=hashlib.md5(CONTENT).hexdigest())
+    assert file.read_bytes() == CONTENT and os.listdir(file.parent) == ["file.zip"] and server.requests == [None]
+
+
+def test_interrupted_and_resumed(server, tmp_path):
+    file, server.break_after = tmp_path / "file.zip", 100_000
+    with pytest.raises(DownloadError, match="run the same command again to go on from 100,000 bytes"):
+        fetch(server.url, file, attempts=1)
+    assert not file.exists() and (tmp_path / "file.zip.part").read_bytes() == CONTENT[:100_000]
+    server.break_after = None
+    assert fetch(server.url, file).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=100000-"] and os.listdir(tmp_path) == ["file.zip"]
+
+
+def test_goes_on_by_itself(server, tmp_path):
+    server.break_after = 120_000
+    assert fetch(server.url, tmp_path / "f", attempts=3).read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=120000-", "bytes=240000-"]
+
+
+def test_changed_on_the_server_meanwhile(server, tmp_path):
+    server.break_after = 100_000
+    with pytest.raises(DownloadError):
+        fetch(server.url, tmp_path / "f", attempts=1)
+    server.break_after, server.etag, server.content = None, '"v2"', CONTENT[::-1]
+    assert fetch(server.url, tmp_path / "f").read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize("etag, ranges", [("", True), ('W/"v1"', True), ('"v1"', False)])
+def test_starts_again_where_resuming_is_not_safe(server, tmp_path, etag, ranges):
+    server.etag, server.ranges, server.break_after = etag, ranges, 100_000
+    with pytest.raises(DownloadError):
+        fetch(server.url, tmp_path / "f", attempts=1)
+    server.break_after = None
+    assert fetch(server.url, tmp_path / "f").read_bytes() == CONTENT
+
+
+def test_part_that_is_already_whole(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(CONTENT)
+    assert fetch(server.url, tmp_path / "f", sha256=hashlib.sha256(CONTENT).hexdigest()).read_bytes() == CONTENT
+    assert server.requests == [f"bytes={len(CONTENT)}-"]
+
+
+@pytest.mark.parametrize("expected", [{"sha256": "0" * 64}, {"md5": "0" * 32}, {"size": 5}])
+def test_altered_file_is_refused_and_removed(server, tmp_path, expected):
+    with pytest.raises(DownloadError, match=f"expected .*{expected.get('size', '0000')}"):
+        fetch(server.url, tmp_path / "f", **expected)
+    assert os.listdir(tmp_path) == []
+
+
+def test_addresses(server, tmp_path):
+    with pytest.raises(DownloadError, match="404"):
+        fetch(server.url.replace("file.zip", "absent"), tmp_path / "f")
+    with pytest.raises(DownloadError, match="only http"):
+        fetch("file:///etc/passwd", tmp_path / "f")
+
+
+def _zip(path, *entries, **options):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, content in entries:
+            target.writestr(name, content)
+    return path
+
+
+def _tar(path, *entries):
+    with tarfile.open(path, "w:gz") as target:
+        for name, content in entries:
+            if isinstance(name, str):
+                name = tarfile.TarInfo(name)
+                name.size = len(content)
+            target.addfile(name, io.BytesIO(content))
+    return path
+
+
+def _link(name, target, kind=tarfile.SYMTYPE):
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
+
+
+def _tree(folder):
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("make", [_zip, _tar])
+def test_unpacks(tmp_path, make):
+    archive = make(tmp_path / "a", ("top/x.txt", b"1"), ("top/deep/-y: z.txt", b"22"))
+    folder = extract(archive, tmp_path / "out")
+    assert _tree(folder) == {"top", "top/deep", "top/x.txt", "top/deep/-y: z.txt"} and (folder / "top/deep/-y: z.txt").read_bytes() == b"22"
+    with pytest.raises(DownloadError, match="already exists"):
+        extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "..\\out.txt", "C:/out.txt"])
+@pytest.mark.parametrize("make", [_zip, _tar])
+def test_names_that_lead_out(tmp_path, make, name):
+    archive = make(tmp_path / "a", ("good.txt", b"1"), (name, b"2"))
+    with pytest.raises(DownloadError, match="outside"):
+        extract(archive, tmp_path / "in" / "out")
+    assert _tree(tmp_path) <= {"a", "in"}
+
+
+def test_links_and_devices(tmp_path):
+    link = zipfile.ZipInfo("link")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archives = [_zip(tmp_path / "0", (link, "/etc/passwd"))]
+    for i, entry in enumerate([_link("l", "/etc"), _link("l", "/etc/passwd", tarfile.LNKTYPE), _link("l", "", tarfile.FIFOTYPE)], 1):
+        archives.append(_tar(tmp_path / str(i), (entry, b""), ("l/x", b"1")))
+    for archive in archives:
+        with pytest.raises(DownloadError, match="link or a device"):
+            extract(archive, tmp_path / "out")
+    assert _tree(tmp_path) == {"0", "1", "2", "3"}
+
+
+def test_bombs(tmp_path):
+    archive = _zip(tmp_path / "a", *((f"{i}", b"0" * 100_000) for i in range(5)))
+    with pytest.raises(DownloadError, match="above 400,000 bytes"):
+        extract(archive, tmp_path / "out", max_bytes=400_000)
+    with pytest.raises(DownloadError, match="comes twice"), pytest.warns(UserWarning):
+        extract(_zip(tmp_path / "b", ("x", b"1"), ("x", b"2")), tmp_path / "out")
+    assert _tree(tmp_path) == {"a", "b"}
+
+
+def test_damaged_archives(tmp_path):
+    content = bytearray(_zip(tmp_path / "a", ("first", b"1"), ("x", os.urandom(1000))).read_bytes())
+    content[500] ^= 1
+    (tmp_path / "a").write_bytes(content)
+    (tmp_path / "b").write_bytes(b"<html>not found</html>")
+    (tmp_path / "c").write_bytes(_tar(tmp_path / "c", ("x", os.urandom(9000))).read_bytes()[:5000])
+    for name in "abc":
+        with pytest.raises(DownloadError, match="download it again"):
+            extract(tmp_path / name, tmp_path / "out")
+    assert _tree(tmp_path) == {"a", "b", "c"}
+
+
+def test_refused_by_the_caller(tmp_path):
+    def verify(folder):
+        raise DownloadError(f"{len(_tree(folder))} file")
+
+    with pytest.raises(DownloadError, match="1 file"):
+        extract(_zip(tmp_path / "a", ("x", b"1")), tmp_path / "out", verify=verify)
+    assert _tree(tmp_path) == {"a"}

@@ -1,0 +1,166 @@
+"""`make report` end to end on small notebooks: what fails, what is repeated, what is refused."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib.settings import ROOT
+from lib.workbook import report
+
+
+def make_report(root: Path, *arguments: str, program: Path = ROOT) -> tuple[int, str, list[str]]:
+    """(exit code, output, jobs started) of the report of the notebooks in root/notebooks, with the lib in `program`."""
+    environment = os.environ | {"PYTHONPATH": str(program), "WORKBOOK_NOTEBOOKS": str(root / "notebooks"), "WORKBOOK_REPORTS": str(root / "reports")}
+    run = subprocess.run([sys.executable, "-m", "lib.workbook.report", *arguments], env=environment, capture_output=True, text=True, timeout=300, cwd=root)
+    output = run.stdout + run.stderr
+    return run.returncode, output, sorted(re.findall(r"(\S+) +started$", output, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory, write_notebook):
+    """A report in which everything goes wrong that can; (folder of the report, exit code, output)."""
+    root = tmp_path_factory.mktemp("failing")
+    notebooks = root / "notebooks"
+    write_notebook(notebooks, "10_raises", "print('made it here')\nraise ValueError('<b>wrong</b> number')", family="a")
+    write_notebook(notebooks, "11_after", family="a", after=["10_raises"])
+    write_notebook(notebooks, "20_killed", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", family="b")
+    write_notebook(notebooks, "30_exits", "import sys\nsys.exit(0)", family="c")
+    write_notebook(notebooks, "40_no_result", result=False, family="d")
+    write_notebook(notebooks, "50_fine", family="e")
+    code, output, started = make_report(root)
+    return root / "reports" / "quick", code, output, started
+
+
+def test_one_failure_does_not_stop_the_others_and_make_fails(failing):
+    folder, code, output, started = failing
+    assert code == 1, output
+    assert started == ["10_raises", "20_killed", "30_exits", "40_no_result", "50_fine"]
+    assert [p.stem for p in (folder / "results").glob("*.json")] == ["50_fine"]
+
+
+@pytest.mark.parametrize("job, words", [("10_raises", "ValueError: <b>wrong</b> number"), ("20_killed", "kernel ended in cell 4"),
+                                        ("30_exits", "cell 4 left the notebook with sys.exit"), ("40_no_result", "was not written")])
+def test_each_failure_leaves_its_page_and_is_told_in_the_index(failing, job, words):
+    folder = failing[0]
+    escaped = words.replace("<", "&lt;").replace(">", "&gt;")
+    page, index = (folder / f"{job}.html").read_text(), (folder / "index.html").read_text()
+    assert json.loads((folder / "status" / f"{job}.json").read_text())["state"] == "failed"
+    assert escaped in page and escaped in index
+    assert f'href="{job}.html"' in index
+    assert "<b>wrong" not in index
+
+
+def test_partial_page_keeps_what_was_printed_and_log_too(failing):
+    assert "made it here" in (failing[0] / "10_raises.html").read_text()
+    assert "made it here" in (failing[0] / "logs" / "10_raises.log").read_text()
+
+
+def test_index_says_what_was_not_run(failing):
+    folder, _, output, _ = failing
+    assert "not run: it needs 10_raises" in (folder / "index.html").read_text()
+    assert "11_after: not run: it needs 10_raises" in output
+    assert not (folder / "11_after.html").exists()
+
+
+def test_pages_need_no_network(failing):
+    for page in failing[0].glob("*.html"):
+        text = page.read_text()
+        assert "<script" not in text
+        assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text), page.name
+    assert "<mfrac>" in (failing[0] / "50_fine.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory, write_notebook):
+    """A copy of the program whose lib may be edited, with a chain 10 -> 11 and a separate 20 that imports lib.extra."""
+    root = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "lib", root / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "requirements.txt"):
+        shutil.copy(ROOT / name, root / name)
+    (root / "lib" / "extra.py").write_text("VALUE = 1\n")
+    write_notebook(root / "notebooks", "10_first", family="a", threads=2)
+    write_notebook(root / "notebooks", "11_second", "assert results.upstream('10_first')['metrics'][0]['value'] == 0.5\n"
+                   "import os\nassert os.environ['OMP_NUM_THREADS'] == '1'", family="a", after=["10_first"])
+    write_notebook(root / "notebooks", "20_other", "from lib.extra import VALUE\nprint('value', VALUE)", family="b")
+    return root
+
+
+def test_only_what_is_missing_or_changed_is_repeated(clone):
+    results = clone / "reports" / "quick" / "results"
+    code, output, started = make_report(clone, program=clone)
+    assert (code, started) == (0, ["10_first", "11_second", "20_other"]), output
+    before = {p.stem: p.read_text() for p in results.glob("*.json")}
+
+    began = time.monotonic()
+    code, output, started = make_report(clone, program=clone)
+    assert (code, started) == (0, []), output
+    assert time.monotonic() - began < 30
+
+    (results / "10_first.json").unlink()
+    code, output, started = make_report(clone, program=clone)
+    assert (code, started) == (0, ["10_first", "11_second"]), output
+    from lib.workbook.results import read, stable
+    assert stable(read(results / "10_first.json")) == stable(json.loads(before["10_first"]))
+    assert read(results / "10_first.json")["provenance"] != json.loads(before["10_first"])["provenance"]
+
+    (clone / "lib" / "extra.py").write_text("VALUE = 2\n")
+    code, output, started = make_report(clone, program=clone)
+    assert (code, started) == (0, ["20_other"]), output
+    assert "value 2" in (results.parent / "logs" / "20_other.log").read_text()
+
+
+@pytest.fixture
+def choices(tmp_path, write_notebook, monkeypatch):
+    """Notebooks with a data folder, for commands that have to be refused."""
+    lines = 'seed = 0  # the seed\ndataset = "folder"  # data set\ndata_root = None  # its folder'
+    write_notebook(tmp_path / "notebooks", "10_train", parameters=lines, family="retrieval")
+    (tmp_path / "notebooks" / "profiles").mkdir()
+    (tmp_path / "notebooks" / "profiles" / "tiny.yaml").write_text("all: {seed: 1}\n")
+    (tmp_path / "notebooks" / "profiles" / "broken.yaml").write_text("10_train: {sead: 1}\n")
+    monkeypatch.setenv("WORKBOOK_NOTEBOOKS", str(tmp_path / "notebooks"))
+    monkeypatch.setenv("WORKBOOK_REPORTS", str(tmp_path / "reports"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--set=sed=1"], ["'sed'", "did you mean 'seed'"]),
+    (["--set=seed=fast"], ["seed", "a whole number", "'fast'"]),
+    (["--set=seed=1.5"], ["seed", "a whole number", "1.5"]),
+    (["--set=seed=-1"], ["seed", "from 0", "-1"]),
+    (["--set=seed"], ["'seed'", "name=value"]),
+    (["--dataset=esc500"], ["dataset", "esc50", "'esc500'"]),
+    (["--data-root=/no/such folder"], ["data_root", "'/no/such folder' does not exist"]),
+    (["--family=retreival"], ["'retreival'", "did you mean 'retrieval'"]),
+    (["--profile=tinny"], ["'tinny'", "did you mean 'tiny'"]),
+    (["--profile=broken"], ["profile broken", "'sead'", "did you mean 'seed'"]),
+    (["--run=../elsewhere"], ["RUN", "'../elsewhere'"]),
+    (["--jobs=none"], ["JOBS", "'none'"]),
+])
+def test_bad_commands_are_refused_with_name_and_fix(choices, capsys, arguments, words):
+    assert report.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and all(word in message for word in words), message
+    assert not (choices / "reports").exists()
+
+
+def test_notebook_parameter_that_the_glossary_does_not_know_is_refused(choices, write_notebook, capsys):
+    write_notebook(choices / "notebooks", "11_new", parameters="sharpness = 1  # unheard of")
+    assert report.main([]) == 2
+    assert "11_new.ipynb: unknown parameter 'sharpness'" in capsys.readouterr().err
+
+
+def test_refusal_is_quick(choices):
+    began = time.monotonic()
+    code, output, _ = make_report(choices, "--data-root=/no/such/folder")
+    assert code == 2 and time.monotonic() - began < 5, output
+
+
+def test_planning_loads_no_torch(choices):
+    program = "import sys, lib.workbook.report; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
