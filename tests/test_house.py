@@ -16,7 +16,8 @@ from lib.settings import ROOT
 from lib.workbook.parameters import read_notebook, read_notebooks, read_profile
 from lib.workbook.sources import source_digest
 
-LAYERS = [{"data", "media", "audio"}, {"encoders", "geometry", "quantize", "losses"}, {"evaluation"}, {"families"}, {"training"}, {"display"}, {"workbook"}]
+LAYERS = [{"data", "media", "audio"}, {"encoders", "geometry", "quantize", "losses"}, 
+          {"evaluation"}, {"families"}, {"training"}, {"display"}, {"workbook"}]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(p.relative_to(ROOT) for p in (ROOT / "lib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -96,7 +97,7 @@ def test_notebook_starts_with_a_title_and_ends_with_a_result(path):
 def test_notebooks_and_profiles_fit_together():
     notebooks = read_notebooks(ROOT / "notebooks")
     for profile in (ROOT / "notebooks" / "profiles").glob("*.yaml"):
-        read_profile(profile.stem, profile.parent, notebooks)
+        assert read_profile(profile.stem, profile.parent, notebooks)
 
 
 def test_every_result_has_the_one_schema():

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from lib.data.manifest import Manifest
 from lib.media import audio
+from lib.progress import track
 from lib.settings import data_dir
 
 REASONS = {
@@ -111,7 +111,7 @@ def inspect(files: Iterable[str], workers: int = 0) -> dict[str, Verdict]:
         else:
             new.append(file)
     if new:
-        for file, verdict in zip(new, tqdm(_run(new, workers), total=len(new), desc="health check", unit="file", leave=False)):
+        for file, verdict in zip(new, track(_run(new, workers), len(new), "health check")):
             verdicts[file] = verdict
         # Read again: another process may have added to it meanwhile. (A lost race costs a second look, nothing else.)
         _save(cache_file, {**_load(cache_file), **{file: (*stamps[file], verdicts[file]) for file in new

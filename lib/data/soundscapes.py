@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import soundfile
-from tqdm.auto import tqdm
 
 from lib.audio import signals, synthesis
 from lib.audio.signals import SAMPLE_RATE, to_samples
 from lib.data import scenes
 from lib.data.manifest import SPLITS, Manifest
+from lib.progress import track
 from lib.data.scene_captions import captions
 from lib.settings import data_dir
 
@@ -54,10 +54,9 @@ def prepare(data_root: str | Path | None = None, *, seed: int = 0, num_samples: 
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     missing = [scene for scene in worlds if not _is_rendered(folder / _path(scene), scene)]
     batches = [missing[i:i + BATCH] for i in range(0, len(missing), BATCH)]
-    with tqdm(total=len(missing), desc="rendering soundscapes", unit="scene", disable=not missing) as bar:
-        one_by_one = (_render(batch, folder) for batch in batches)
-        for done in _in_parallel(batches, folder, workers) if workers and missing else one_by_one:
-            bar.update(done)
+    rendered = _in_parallel(batches, folder, workers) if workers and missing else (_render(batch, folder) for batch in batches)
+    for _ in track(rendered, len(batches), f"rendering soundscapes ({BATCH} scenes a step)"):
+        pass
     settings = scenes.config()
     info = {"title": "Soundscapes (synthesised)", "classes": scenes.classes(), "taxonomy": scenes.taxonomy(),
             "templates": settings["templates"], "phrases": {c: settings["classes"][c]["phrase"] for c in scenes.classes()},

@@ -129,17 +129,22 @@ def gallery(items: Iterable[Mapping], *, columns: int = 3, byte_budget: int | No
     return Html(_STYLE + grid + "".join(cards) + "</div>", len(cards), used, tuple(linked))
 
 
-def listen_entry(waveform, sample_rate: int, *, title: str = "", caption: str = "", score: float | None = None) -> dict:
+def listen_entry(waveform, sample_rate: int, *, folder: str | os.PathLike, title: str = "", caption: str = "",
+                 score: float | None = None) -> dict:
     """A clip for the "listen" section of the report's index.
 
+    Args:
+        folder: of the report; the sound is written to its subfolder `clips` under a name that depends on the samples alone,
+            so that equal runs have equal results.
+
     Returns:
-        dict of JSON types: title and caption (plain text: whoever writes HTML escapes it), audio (data URI; "" when the sound is
-        not playable, and then the caption says why) and score (None when there is none or it is not finite).
+        dict of JSON types: title and caption (plain text: whoever writes HTML escapes it), audio (path relative to `folder`; "" when
+        the sound is not playable, and then the caption says why) and score (None when there is none or it is not finite).
     """
     clip = _Clip(waveform, sample_rate, caption=caption, score=score, title=title)
     sound = clip.encode()
     return {"title": str(title), "caption": clip.caption if sound else f"Not playable: {clip.problem}. {clip.caption}".strip(),
-            "audio": _data_uri(sound) if sound else "",
+            "audio": f"clips/{_write(Path(folder) / 'clips', clip, sound).name}" if sound else "",
             "score": float(score) if score is not None and math.isfinite(score) else None}
 
 

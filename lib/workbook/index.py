@@ -17,8 +17,10 @@ h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.25rem; margin: 2.
 a { color: var(--accent); } .soft { color: var(--soft); font-size: .9rem; }
 .card { border: 1px solid var(--line); border-left: 5px solid #8a949c; border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0; }
 .card.ok { border-left-color: #2e7d4f; } .card.failed { border-left-color: #b3261e; } .card.waiting { border-left-color: #b7791f; }
-.state { float: right; font-size: .85rem; font-weight: 600; } .ok .state { color: #2e7d4f; } .failed .state { color: #b3261e; } .waiting .state { color: #8a5a12; }
-table { border-collapse: collapse; margin: .6rem 0 0; font-size: .93rem; } th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); }
+.state { float: right; font-size: .85rem; font-weight: 600; }
+.ok .state { color: #2e7d4f; } .failed .state { color: #b3261e; } .waiting .state { color: #8a5a12; }
+table { border-collapse: collapse; margin: .6rem 0 0; font-size: .93rem; }
+th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line); }
 th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { text-align: left; } td.value { font-weight: 600; }
 .scroll { overflow-x: auto; } pre { background: #fbeceb; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; white-space: pre-wrap; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .8rem; }
@@ -122,7 +124,8 @@ def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
             low_high = "–".join(map(_number, t_interval(numbers))) if len(numbers) > 1 else ""
             listed = ", ".join(map(_number, numbers))
             lines.append(f'<tr><td>{escape(title)}{" · " + escape(rest) if rest else ""}</td><td>{escape(metric)} ({escape(split)})</td>'
-                         f'<td class="value">{_number(statistics.mean(numbers))}</td><td>{low_high}</td><td>{listed}</td><td>{len(numbers)} of {len(members)}</td></tr>')
+                         f'<td class="value">{_number(statistics.mean(numbers))}</td><td>{low_high}</td><td>{listed}</td>'
+                         f"<td>{len(numbers)} of {len(members)}</td></tr>")
     if not lines:
         return []
     head = "".join(f"<th>{name}</th>" for name in ("", "metric", "mean", "95 % interval of the mean", "each", "runs"))

@@ -65,10 +65,12 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
 
     jobs: list[Job] = []
     prints: dict[str, str] = {}
+    digests = {name: sources.source_digest(notebooks[name]) for name in chosen}
     for name in chosen:
         notebook = notebooks[name]
         for combination in fans[name]:
-            overrides = {k: v for k, v in {**deltas.get("all", {}), **combination, **deltas.get(name, {}), **given}.items() if k in notebook.defaults}
+            layers = deltas.get("all", {}) | combination | deltas.get(name, {}) | given
+            overrides = {k: v for k, v in layers.items() if k in notebook.defaults}
             parameters = notebook.defaults | resolve_values(overrides)
             check(parameters, notebook.path.name)
             upstream = [job.id for job in jobs if job.notebook in notebook.after and _belongs(job.combination, combination)]
@@ -76,9 +78,10 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
             if root is not None and root not in prints:
                 prints[root] = sources.data_fingerprint(root)
             threads = parameters.get("threads") or notebook.threads
-            key = digest(json.dumps(parameters, sort_keys=True), str(threads), sources.source_digest(notebook), prints.get(root, ""), *upstream)
+            key = digest(json.dumps(parameters, sort_keys=True), str(threads), digests[name], prints.get(root, ""), *upstream)
             gpu = str(parameters.get("device", "cpu")).startswith(("auto", "cuda"))
-            jobs.append(Job(_identify(name, combination), name, notebook.title, notebook.family, parameters, combination, upstream, threads, key, gpu))
+            jobs.append(Job(_identify(name, combination), name, notebook.title, notebook.family, parameters, combination,
+                            upstream, threads, key, gpu))
     return jobs
 
 
@@ -90,7 +93,8 @@ def select(notebooks: dict[str, Notebook], family: str | None, restriction: list
     """
     wanted = [n for n in notebooks.values() if (family is None or n.family in (family, None)) and (restriction is None or n.name in restriction)]
     if not wanted:
-        raise ParameterError(f"the profile's notebooks ({', '.join(restriction or [])}) hold none of family {family!r}; choose another profile or family")
+        raise ParameterError(f"the profile's notebooks ({', '.join(restriction or [])}) hold none of family {family!r}; "
+                             "choose another profile or family")
     order: list[str] = []
 
     def add(name: str, path: tuple[str, ...]) -> None:

@@ -25,7 +25,8 @@ _TEMPLATE = """{%- extends 'index.html.j2' -%}
 <style>
 main { max-width: 64rem; margin: 0 auto; }
 .workbook-bar { padding: .6rem 1rem; font: 15px/1.5 system-ui, sans-serif; }
-.workbook-failure { border-left: 4px solid #b3261e; background: #fbeceb; padding: .6rem 1rem; white-space: pre-wrap; overflow-x: auto; font-size: 13px; }
+.workbook-failure { border-left: 4px solid #b3261e; background: #fbeceb; padding: .6rem 1rem; font-size: 13px; }
+.workbook-failure { white-space: pre-wrap; overflow-x: auto; }
 math { font-size: 1.1em; } math[display=block] { margin: .6em 0; }
 mtd[columnalign=left] { text-align: left; } mtd[columnalign=right] { text-align: right; }
 </style>

@@ -42,7 +42,8 @@ SCHEMA = {
             "type": "object", "additionalProperties": False, "required": ["title", "audio"],
             "properties": {"title": {"type": "string"}, "caption": {"type": "string"}, "audio": {"type": "string"}, "score": _NUMBER}}}}},
         "versions": {"type": "object", "additionalProperties": {"type": "string"}},
-        "provenance": {"type": "object", "required": ["commit", "dirty", "host", "started", "finished", "wall_seconds", "cpu_seconds", "peak_memory_mb"]},
+        "provenance": {"type": "object", "required": ["commit", "dirty", "host", "started", "finished",
+                                                      "wall_seconds", "cpu_seconds", "peak_memory_mb"]},
     },
 }
 
@@ -73,7 +74,8 @@ def metric(name: str, value: float, *, n: int, split: str, chance: float | None 
             raise ValueError(f"metric {name!r}: interval must be (low, high) with finite low <= high, got {tuple(interval)}")
         interval = [low, high]
     numbers = {key: None if number is None else float(number) for key, number in numbers.items()}
-    return {"name": name, **numbers, "n": int(n), "split": split, "interval": interval, "headline": bool(headline), "higher_is_better": bool(higher_is_better)}
+    return {"name": name, **numbers, "n": int(n), "split": split, "interval": interval,
+            "headline": bool(headline), "higher_is_better": bool(higher_is_better)}
 
 
 def report_dir() -> Path:

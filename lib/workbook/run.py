@@ -45,8 +45,9 @@ class _Log:
 
 
 def say(job: str, text: str) -> None:
-    """One line on the terminal, at once."""
-    print(f"{time.strftime('%H:%M:%S')}  {job:<28} {text}", flush=True)
+    """One line on the terminal, at once and in one piece: jobs that run side by side share it."""
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {job:<28} {text}\n")
+    sys.stdout.flush()
 
 
 def read_values(notebook: Notebook, path: Path | None) -> dict[str, object]:
@@ -114,7 +115,8 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
         # A kernel of our own: one installed for this user under the same name may start another Python, and the user's
         # IPython profile may run code at start-up or share a history database with jobs that run in parallel.
         kernel = Path(temporary, "kernels", "python3", "kernel.json")
-        write_json(kernel, {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"], "display_name": "Python 3", "language": "python"})
+        launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
+        write_json(kernel, {"argv": launch, "display_name": "Python 3", "language": "python"})
         os.environ.update(environment, JUPYTER_PATH=temporary, IPYTHONDIR=str(Path(temporary, "ipython")))
         log = _Log(file, job)
         try:
@@ -136,7 +138,8 @@ def _judge(output: Path, marker: Path, execution: str) -> str | None:
         if any(out.get("ename") == "SystemExit" for out in cell.get("outputs", [])):
             return f"cell {index + 1} left the notebook with sys.exit: {_first_line(cell)}"
     if not marker.is_file():
-        return f"{_where(output)}results/{marker.name} was not written: the notebook ended before its last cell, or that cell does not call results.write"
+        return (f"{_where(output)}results/{marker.name} was not written: the notebook ended before its last cell, "
+                "or that cell does not call results.write")
     try:
         document = results.read(marker)
     except ValueError as error:

@@ -27,7 +27,8 @@ def source_digest(notebook: Notebook, root: Path = ROOT) -> str:
         start |= {tuple(f.relative_to(root).with_suffix("").parts) for f in files}
     lock = root / "requirements.txt"
     files = sorted(_closure(start, root))
-    return digest(notebook.source, lock.read_bytes() if lock.is_file() else b"", *(p for f in files for p in (str(f.relative_to(root)), f.read_bytes())))
+    texts = [part for file in files for part in (str(file.relative_to(root)), file.read_bytes())]
+    return digest(notebook.source, lock.read_bytes() if lock.is_file() else b"", *texts)
 
 
 def data_fingerprint(folder: str | Path) -> str:

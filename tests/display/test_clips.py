@@ -27,6 +27,11 @@ def decode(source: str) -> tuple[np.ndarray, int]:
     return samples.T, rate
 
 
+def heard(waveform, sample_rate: int) -> tuple[np.ndarray, int]:
+    """What the player of a clip plays."""
+    return decode(Page(clips.player(waveform, sample_rate).html).sources()[0])
+
+
 class Page(HTMLParser):
     """Tags with their attributes, and the text, as a browser would see them."""
 
@@ -58,7 +63,7 @@ def test_a_player_holds_the_waveform_at_its_own_level(sample_rate, channels):
 
 
 def test_the_gain_is_fixed():
-    loud, quiet = (decode(clips.listen_entry(tone(amplitude=a), 16000)["audio"])[0] for a in (0.8, 0.4))
+    loud, quiet = (heard(tone(amplitude=a), 16000)[0] for a in (0.8, 0.4))
     assert loud.std() / quiet.std() == pytest.approx(2, rel=0.02)
     assert quiet.std() == pytest.approx(0.4 / np.sqrt(2), rel=0.05)
 
@@ -66,17 +71,17 @@ def test_the_gain_is_fixed():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_torch_and_numpy_sound_alike(dtype):
     waveform = tone()
-    heard, _ = decode(clips.listen_entry(torch.tensor(waveform, dtype=dtype, requires_grad=True), 16000)["audio"])
-    reference, _ = decode(clips.listen_entry(waveform[0].astype(np.float64), 16000)["audio"])
+    mine, _ = heard(torch.tensor(waveform, dtype=dtype, requires_grad=True), 16000)
+    reference, _ = heard(waveform[0].astype(np.float64), 16000)
     # The codec amplifies bfloat16's rounding into different code words, so samples agree as sound, not one by one.
-    assert np.corrcoef(heard[0], reference[0])[0, 1] > 0.999 and heard.std() == pytest.approx(reference.std(), rel=0.01)
+    assert np.corrcoef(mine[0], reference[0])[0, 1] > 0.999 and mine.std() == pytest.approx(reference.std(), rel=0.01)
 
 
 @pytest.mark.parametrize("samples", [1, 100, 70_001, 500_000])
 def test_every_length_is_kept_and_written_in_blocks(samples, monkeypatch):
     write, blocks = soundfile.SoundFile.write, []
     monkeypatch.setattr(soundfile.SoundFile, "write", lambda file, data: (blocks.append(len(data)), write(file, data)))
-    assert decode(clips.listen_entry(np.full(samples, 0.1, np.float32), 48000)["audio"])[0].shape == (1, samples)
+    assert heard(np.full(samples, 0.1, np.float32), 48000)[0].shape == (1, samples)
     assert sum(blocks) == samples and max(blocks) <= 65_536, "libsndfile crashes the process when a long clip comes at once"
 
 
@@ -90,12 +95,12 @@ def test_clipping_and_silence_are_said_and_level_is_shown():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_give_a_box_and_no_player(value):
+def test_nan_and_infinity_give_a_box_and_no_player(value, tmp_path):
     waveform = tone(channels=2)
     waveform[1, 7] = value
     page = Page(clips.player(waveform, 16000, caption="model output", thumbnail=True).html)
     assert page.sources() == [] and "1 of 32000 samples are NaN or infinite" in page.text and "model output" in page.text
-    entry = clips.listen_entry(waveform, 16000, caption="model output", score=float("nan"))
+    entry = clips.listen_entry(waveform, 16000, folder=tmp_path, caption="model output", score=float("nan"))
     assert entry["audio"] == "" and entry["caption"].startswith("Not playable") and entry["score"] is None
     assert "no samples" in Page(clips.player(np.zeros((1, 0)), 16000).html).text
 
@@ -179,7 +184,8 @@ def test_thumbnail_is_a_png_with_a_fixed_scale(samples, sample_rate):
     assert brightness(0.0) < 0.01 <= brightness(0.9) and brightness(0.009) < brightness(0.9)
 
 
-def test_listen_entry_is_plain_data():
-    entry = clips.listen_entry(tone(), 16000, title="<b>", caption="a & b", score=np.float32(0.5))
+def test_listen_entry_is_plain_data_and_repeatable(tmp_path):
+    entry, again = (clips.listen_entry(tone(), 16000, folder=tmp_path, title="<b>", caption="a & b", score=np.float32(0.5)) for _ in range(2))
+    assert entry == again, "Ogg files differ from run to run; results must not"
     assert {k: v for k, v in entry.items() if k != "audio"} == {"title": "<b>", "caption": "a & b", "score": 0.5}
-    assert type(entry["score"]) is float and decode(entry["audio"])[1] == 16000
+    assert type(entry["score"]) is float and soundfile.info(tmp_path / entry["audio"]).samplerate == 16000
