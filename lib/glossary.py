@@ -7,9 +7,12 @@ when a typed configuration is built. To add a parameter, add a line here.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+
+import yaml
 
 
 class ParameterError(ValueError):
@@ -161,3 +164,25 @@ def unknown(name: str, known, where: str) -> ParameterError:
     """The error for a name that `where` does not have, with the nearest known name as the fix."""
     near = get_close_matches(name, list(known), n=1)
     return ParameterError(f"{where}: unknown parameter {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(problem=f"{twice[0]!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
+
+
+def load_yaml(text: str, where: str) -> object:
+    """Parse YAML; ParameterError naming `where` when it is none."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ParameterError(f"{where}: not readable as YAML: {error}") from error

@@ -6,10 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
-
 from lib import training
-from lib.glossary import ParameterError
+from lib.glossary import ParameterError, load_yaml
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,15 +18,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="one parameter each, values in YAML")
     options = parser.parse_args(arguments)
     try:
-        values = yaml.safe_load(options.config.read_text()) if options.config else {}
+        values = load_yaml(options.config.read_text(), str(options.config)) if options.config else {}
         values = values.get("config", values)
         for text in options.parameters:
             name, separator, value = text.partition("=")
             if not separator:
                 raise ParameterError(f"{text!r} is no parameter; write name=value")
-            values[name] = yaml.safe_load(value)
+            values[name] = load_yaml(value, text)
         config = training.family_class(options.family).Config.from_dict(values)
-    except (ParameterError, OSError, yaml.YAMLError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     run = training.launch(options.family, config)

@@ -16,32 +16,9 @@ from functools import cached_property
 from io import StringIO
 from pathlib import Path
 
-import yaml
 
-from lib.glossary import PARAMETERS, ParameterError, check, unknown
+from lib.glossary import PARAMETERS, ParameterError, check, load_yaml, unknown
 from lib.settings import ROOT
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as the number it is (YAML 1.1 wants 1.0e-3) and refuses a key given twice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(problem=f"{twice[0]!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789."))
-
-
-def load_yaml(text: str, where: str) -> object:
-    """Parse YAML; ParameterError naming `where` when it is none."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise ParameterError(f"{where}: not readable as YAML: {error}") from error
 
 
 def notebooks_dir() -> Path:

@@ -1,0 +1,97 @@
+"""Batches depend on (seed, epoch, position) alone, and hold what was in the files."""
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from lib import randomness
+from lib.data.loading import ClipDataset, batches, collate, count_batches
+from lib.data.manifest import Manifest
+
+RATE = 8000
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Seven ramps of 1 to 4 s: the value of a sample says where in which file it lies."""
+    rows = []
+    for i in range(7):
+        samples = RATE * (1 + i % 4)
+        soundfile.write(tmp_path / f"{i}.wav", (np.arange(samples) / 1e5 + i / 10).astype(np.float32), RATE, subtype="FLOAT")
+        rows.append({"clip_id": f"c{i}", "path": f"{i}.wav", "start": 0.0, "duration": samples / RATE, "split": "train",
+                     "captions": [f"caption {i}{k}" for k in "ab"], "labels": [f"l{i % 2}"]})
+    return Manifest(pd.DataFrame(rows), "ramps", tmp_path, {})
+
+
+def dataset(manifest, **changes):
+    return ClipDataset(manifest, **{"sample_rate": RATE, "seconds": 2.0, "every_caption": True, "train": True, "gain_db": 3.0, "seed": 4} | changes)
+
+
+def flat(source):
+    return [(b["clip_id"], b["caption"], b["duration"], b["waveform"]) for b in source]
+
+
+def equal(one, two):
+    return len(one) == len(two) and all(a[:3] == b[:3] and torch.equal(a[3], b[3]) for a, b in zip(one, two))
+
+
+def test_windows_padding_and_durations(manifest):
+    rows = dataset(manifest, train=False, every_caption=False)
+    for i in range(7):
+        item, seconds = rows[0, i], min(2, 1 + i % 4)
+        expected = torch.arange(RATE * seconds) / 1e5 + i / 10
+        assert item["waveform"].shape == (2 * RATE,) and item["duration"] == seconds
+        torch.testing.assert_close(item["waveform"][:RATE * seconds], expected, atol=1e-6, rtol=0)
+        assert not item["waveform"][RATE * seconds:].any()
+
+
+def test_random_windows_lie_in_the_clip_and_differ_by_epoch(manifest):
+    rows = dataset(manifest, gain_db=0.0, every_caption=False)
+    first = [float(rows[epoch, 3]["waveform"][0] - 0.3) * 1e5 for epoch in range(20)]
+    assert min(first) >= -0.6 and max(first) <= 2 * RATE + 0.6 and len({round(x) for x in first}) > 15
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_same_batches_whatever_the_workers_and_from_the_middle(manifest, workers):
+    rows = dataset(manifest)
+    whole = flat(batches(rows, 4, epoch=2, seed=9, shuffle=True))
+    assert len(whole) == count_batches(rows, 4) == 4
+    assert equal(flat(batches(dataset(manifest), 4, epoch=2, seed=9, shuffle=True, workers=workers)), whole)
+    assert equal(flat(batches(rows, 4, epoch=2, seed=9, shuffle=True, first_batch=2, workers=workers)), whole[2:])
+    assert not equal(flat(batches(rows, 4, epoch=3, seed=9, shuffle=True)), whole)
+    assert sorted(c for b in whole for c in b[1]) == sorted(c for row in manifest.table["captions"] for c in row), "every row once"
+
+
+def test_cache_changes_nothing_and_respects_its_budget(manifest):
+    plain, cached = dataset(manifest), dataset(manifest, cache_bytes=3 * RATE * 4)
+    for _ in range(2):
+        assert equal(flat(batches(cached, 5, epoch=1, seed=1)), flat(batches(plain, 5, epoch=1, seed=1)))
+    assert sum(w.numel() * 4 for w in cached._cache.values()) <= 3 * RATE * 4 and cached._cache
+
+
+def test_shift_is_circular_and_gain_is_bounded(manifest):
+    rows, plain = dataset(manifest, shift=True, gain_db=0.0), dataset(manifest, gain_db=0.0, train=False)
+    assert torch.equal(rows[0, 0]["waveform"][:RATE].sort().values, plain[0, 0]["waveform"][:RATE].sort().values)
+    loud = [float(dataset(manifest)[e, 1]["waveform"].max() / plain[0, 1]["waveform"].max()) for e in range(30)]
+    assert max(loud) <= 10 ** (3 / 20) + 1e-4 and min(loud) >= 10 ** (-3 / 20) - 1e-4 and max(loud) / min(loud) > 1.3
+
+
+def test_collate_stacks_one_shape_and_lists_the_rest():
+    batch = collate([{"a": torch.zeros(2), "b": torch.zeros(1), "c": "x"}, {"a": torch.ones(2), "b": torch.zeros(3), "c": "y"}])
+    assert batch["a"].shape == (2, 2) and isinstance(batch["b"], list) and batch["c"] == ["x", "y"]
+
+
+def test_drop_last(manifest):
+    assert [len(b["row"]) for b in batches(dataset(manifest), 4, drop_last=True)] == [4, 4, 4]
+
+
+def test_randomness_is_stateless():
+    assert randomness.derive(1, "a", 2) == randomness.derive(1, "a", 2) != randomness.derive(1, "a2")
+    assert randomness.derive(1, 12) != randomness.derive(11, 2), "parts do not run into each other"
+    assert sorted(randomness.epoch_order(50, 3, 1)) == list(range(50))
+    assert not (randomness.epoch_order(50, 3, 1) == randomness.epoch_order(50, 3, 2)).all()
+    randomness.seed_all(1, "x")
+    one = (torch.rand(1).item(), np.random.rand())
+    randomness.seed_all(1, "x")
+    assert one == (torch.rand(1).item(), np.random.rand())
