@@ -64,7 +64,7 @@ def relevant_ranks(similarity: Tensor, relevant: Tensor, counts: Tensor) -> Tens
 
 
 def summarise(per_query: dict[str, np.ndarray]) -> dict[str, float]:
-    """Means over queries of what `query_metrics` returns, and the median rank."""
+    """Means over queries of what `query_metrics` returns (arrays (Q,)), and the median rank."""
     means = {name: float(values.mean()) for name, values in per_query.items() if name != "rank"}
     return means | {"median_rank": float(np.median(per_query["rank"]))}
 

@@ -89,18 +89,18 @@ def build(config: RetrievalConfig, captions: list[str]) -> DualEncoder:
     return DualEncoder(audio, text, config.embedding_dim, config.tau, config.train_tau)
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", **place) -> tuple[DualEncoder, RetrievalConfig]:
+def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[DualEncoder, RetrievalConfig]:
     """A trained model in evaluation mode and the configuration it was trained with: the same front end and windows.
 
     Args:
-        folder: a checkpoint.  device: where the model goes.  place: fields to replace that do not change a result (data_root, ...).
+        folder: a checkpoint.  device: where the model goes.
     Raises:
         FileNotFoundError, ValueError: naming the folder and what is wrong with it.
     """
     folder = Path(folder).expanduser()
     if not (folder / "training.json").is_file():
         raise FileNotFoundError(f"{folder} holds no training.json: it is no checkpoint of this family; train one with notebook 10")
-    config = RetrievalConfig.from_dict(json.loads((folder / "training.json").read_text())["config"] | place)
+    config = RetrievalConfig.from_dict(json.loads((folder / "training.json").read_text())["config"] | {"data_root": None})
     return DualEncoder.from_pretrained(folder).to(device), config
 
 

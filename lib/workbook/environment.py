@@ -96,6 +96,18 @@ def disagreements(root: Path = ROOT) -> list[str]:
     return problems
 
 
+def check(root: Path = ROOT) -> list[dict[str, str]]:
+    """The declared packages, one dict each: package, tested (locked version), found (installed, or "missing") and fix ("" or a command)."""
+    pinned, rows = pins((root / "requirements.txt").read_text(encoding="utf-8")), []
+    for name in (canonicalize_name(requirement.name) for requirement in declared(root)):
+        try:
+            found = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            found = "missing"
+        rows.append({"package": name, "tested": pinned[name], "found": found, "fix": "" if found == pinned[name] else f"pip install {name}=={pinned[name]}"})
+    return rows
+
+
 def main(arguments: list[str]) -> int:
     """`write` or `check`; 1 when check finds a disagreement."""
     if arguments == ["write"]:

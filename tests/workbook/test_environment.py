@@ -33,3 +33,18 @@ def test_gpu_packages_are_for_linux_only_and_no_machine_is_named():
     lock = (ROOT / "requirements.txt").read_text()
     assert all('platform_system == "Linux"' in line for line in lock.splitlines() if line.startswith(("nvidia-", "triton", "cuda-")))
     assert not any(word in (ROOT / name).read_text() for name in FILES for word in ("://", "file:", "--index", "/opt", "/home", "/work"))
+
+
+def test_check_names_the_fix(monkeypatch):
+    rows = {row["package"]: row for row in environment.check()}
+    assert rows["torch"]["tested"] == "2.11.0" and all(set(row) == {"package", "tested", "found", "fix"} for row in rows.values())
+    installed = environment.metadata.version
+
+    def other(name):
+        if name == "av":
+            raise environment.metadata.PackageNotFoundError(name)
+        return "0.0.1" if name == "torch" else installed(name)
+    monkeypatch.setattr(environment.metadata, "version", other)
+    rows = {row["package"]: row for row in environment.check()}
+    assert rows["torch"]["found"] == "0.0.1" and rows["torch"]["fix"] == "pip install torch==2.11.0"
+    assert rows["av"]["found"] == "missing" and rows["av"]["fix"].startswith("pip install av==") and rows["numpy"]["fix"] == ""
