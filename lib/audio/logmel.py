@@ -13,6 +13,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
+CLIPS_TOGETHER = 4
+
 
 @dataclass(frozen=True)
 class LogMelConfig:
@@ -76,18 +78,23 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Args: waveform: Tensor (B, samples). Returns: Tensor (B, mels, frames) float32."""
         c = self.config
+        fmin, fmax = c.fmin, self.fmax
+        if self.training:       # both edges are drawn even where the range is 1: the stream of draws equals AugmentMelSTFT's
+            fmin = c.fmin + torch.randint(c.fmin_jitter, (1,)).item()
+            fmax = self.fmax + c.fmax_jitter // 2 - torch.randint(c.fmax_jitter, (1,)).item()
+        filters = kaldi_mel_filters(c.mels, c.n_fft, c.sample_rate, fmin, fmax).to(waveform.device)
+        # on a CPU few clips at a time stay in its cache and in memory that is reused: more than twice as fast
+        together = CLIPS_TOGETHER if waveform.device.type == "cpu" else len(waveform)
         with torch.autocast(waveform.device.type, enabled=False):
-            x = waveform.float()
-            x = x[:, 1:] - 0.97 * x[:, :-1]
-            spectrum = torch.stft(x, c.n_fft, c.hop, c.window, self.hann, center=True, return_complex=True)
-            power = spectrum.real.square() + spectrum.imag.square()
-            fmin, fmax = c.fmin, self.fmax
-            if self.training:   # both edges are drawn even where the range is 1: the stream of draws equals AugmentMelSTFT's
-                fmin = c.fmin + torch.randint(c.fmin_jitter, (1,)).item()
-                fmax = self.fmax + c.fmax_jitter // 2 - torch.randint(c.fmax_jitter, (1,)).item()
-            filters = kaldi_mel_filters(c.mels, c.n_fft, c.sample_rate, fmin, fmax).to(power.device)
-            mel = ((filters @ power + 1e-5).log() + 4.5) / 5     # 1e-5 protects the log of silence
+            mel = torch.cat([self._mel(part, filters) for part in waveform.float().split(together)])
             return self._mask(mel) if self.training else mel
+
+    def _mel(self, x: Tensor, filters: Tensor) -> Tensor:
+        c = self.config
+        x = x[:, 1:] - 0.97 * x[:, :-1]
+        spectrum = torch.stft(x, c.n_fft, c.hop, c.window, self.hann, center=True, return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return ((filters @ power + 1e-5).log() + 4.5) / 5     # 1e-5 protects the log of silence
 
     def _mask(self, mel: Tensor) -> Tensor:
         """SpecAugment (Park et al. 2019): per clip, bands of uniform width up to the given share, set to the clip's mean."""

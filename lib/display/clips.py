@@ -24,7 +24,9 @@ import soundfile
 import torch
 from tqdm.auto import tqdm
 
+from lib.data.manifest import Manifest
 from lib.display.spectrograms import thumbnail_png
+from lib.media import audio
 
 BYTE_BUDGET = 8_000_000
 SAMPLE_RATES = (4_000, 192_000)  # what libvorbis encodes; above, libsndfile 1.2.2 crashes the process instead of refusing
@@ -129,11 +131,22 @@ def gallery(items: Iterable[Mapping], *, columns: int = 3, byte_budget: int | No
     return Html(_STYLE + grid + "".join(cards) + "</div>", len(cards), used, tuple(linked))
 
 
-def listen_entry(waveform, sample_rate: int, *, folder: str | os.PathLike, title: str = "", caption: str = "",
-                 score: float | None = None) -> dict:
-    """A clip for the "listen" section of the report's index.
+def clip(manifest: Manifest, row: int, *, sample_rate: int = 32000, seconds: float = 10.0, **shown) -> dict:
+    """A clip of a manifest as an item of `gallery`: its first `seconds`, its labels as title and its captions.
 
     Args:
+        row: of the manifest.  sample_rate: Hz.  shown: what else `player` takes (score, rank, hit, thumbnail), or other captions.
+    """
+    entry = manifest.row(row)
+    waveform = audio.read(manifest.file(row), sample_rate=sample_rate, start=entry["start"], duration=min(seconds, entry["duration"]))
+    return {"waveform": waveform, "sample_rate": sample_rate, "title": ", ".join(entry["labels"]), "caption": entry["captions"], **shown}
+
+
+def listen_entry(item: Mapping, folder: str | os.PathLike) -> dict:
+    """An item of `gallery` as an entry of the "listen" section of the report's index.
+
+    Args:
+        item: the arguments of `player`.
         folder: of the report; the sound is written to its subfolder `clips` under a name that depends on the samples alone,
             so that equal runs have equal results.
 
@@ -141,9 +154,10 @@ def listen_entry(waveform, sample_rate: int, *, folder: str | os.PathLike, title
         dict of JSON types: title and caption (plain text: whoever writes HTML escapes it), audio (path relative to `folder`; "" when
         the sound is not playable, and then the caption says why) and score (None when there is none or it is not finite).
     """
-    clip = _Clip(waveform, sample_rate, caption=caption, score=score, title=title)
+    clip = _Clip(**item)
     sound = clip.encode()
-    return {"title": str(title), "caption": clip.caption if sound else f"Not playable: {clip.problem}. {clip.caption}".strip(),
+    text, score = clip.caption, item.get("score")
+    return {"title": str(clip.title), "caption": text if sound else f"Not playable: {clip.problem}. {text}".strip(),
             "audio": f"clips/{_write(Path(folder) / 'clips', clip, sound).name}" if sound else "",
             "score": float(score) if score is not None and math.isfinite(score) else None}
 

@@ -138,11 +138,15 @@ class Retrieval:
         """Contrastive loss of a batch of (clip, caption) rows: {"loss": scalar}."""
         waveform = batch["waveform"]
         durations = torch.tensor(batch["duration"], device=waveform.device)
-        positives = same(batch["clip_id"] if self.config.positives == "clip" else [_label_key(x) for x in batch["labels"]])
+        positives = self.positives(batch)
         if self.config.mix:
             waveform, durations, positives = mix_clips(waveform, durations, positives, self.config.mix)
         audio, text = model(waveform, durations, batch["caption"])
         return {"loss": contrastive_loss(self.model.logits(audio, text), positives.to(waveform.device), self.config.loss_reduction)}
+
+    def positives(self, batch: dict) -> Tensor:
+        """Tensor (B, B) bool: which clips (rows) and captions (columns) of a batch belong together."""
+        return same(batch["clip_id"] if self.config.positives == "clip" else [_label_key(x) for x in batch["labels"]])
 
     def validate(self) -> dict[str, float]:
         """Text-to-audio metrics of the validation split under "val/...", empty where it has no clip or was trained on."""

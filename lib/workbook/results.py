@@ -78,6 +78,25 @@ def metric(name: str, value: float, *, n: int, split: str, chance: float | None 
             "headline": bool(headline), "higher_is_better": bool(higher_is_better)}
 
 
+def metrics(values: Mapping[str, float], *, n: int, split: str, headline: Sequence[str] = (), **beside: Mapping) -> list[dict]:
+    """Several numbers of one protocol: `metric` for every entry of `values`.
+
+    Args:
+        values: name -> value.  n, split: of all of them.  headline: names shown on the report's first page.
+        beside: chance, ceiling, baseline, control, interval, each name -> number (or interval); a name may be absent.
+    """
+    return [metric(name, value, n=n, split=split, headline=name in headline, **{key: column.get(name) for key, column in beside.items()})
+            for name, value in values.items()]
+
+
+def show(rows: Sequence[dict]) -> None:
+    """Print metrics, one a line, each beside what it is to be judged by."""
+    for row in rows:
+        low_high = f" [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]" if row["interval"] else ""
+        beside = "".join(f"   {key} {row[key]:.3f}" for key in ("chance", "baseline", "control", "ceiling") if row[key] is not None)
+        print(f"{row['name']:22s} {row['value']:.3f}{low_high}{beside}   ({row['split']}, n = {row['n']})")
+
+
 def report_dir() -> Path:
     """Folder of the report that this process belongs to (`WORKBOOK_REPORT`; otherwise the report "interactive")."""
     return Path(os.environ.get("WORKBOOK_REPORT") or reports_dir() / "interactive")

@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
 
+from lib.data.manifest import Manifest
 from lib.display import clips
 
 
@@ -100,7 +102,7 @@ def test_nan_and_infinity_give_a_box_and_no_player(value, tmp_path):
     waveform[1, 7] = value
     page = Page(clips.player(waveform, 16000, caption="model output", thumbnail=True).html)
     assert page.sources() == [] and "1 of 32000 samples are NaN or infinite" in page.text and "model output" in page.text
-    entry = clips.listen_entry(waveform, 16000, folder=tmp_path, caption="model output", score=float("nan"))
+    entry = clips.listen_entry(dict(waveform=waveform, sample_rate=16000, caption="model output", score=float("nan")), tmp_path)
     assert entry["audio"] == "" and entry["caption"].startswith("Not playable") and entry["score"] is None
     assert "no samples" in Page(clips.player(np.zeros((1, 0)), 16000).html).text
 
@@ -185,7 +187,18 @@ def test_thumbnail_is_a_png_with_a_fixed_scale(samples, sample_rate):
 
 
 def test_listen_entry_is_plain_data_and_repeatable(tmp_path):
-    entry, again = (clips.listen_entry(tone(), 16000, folder=tmp_path, title="<b>", caption="a & b", score=np.float32(0.5)) for _ in range(2))
+    item = dict(waveform=tone(), sample_rate=16000, title="<b>", caption="a & b", score=np.float32(0.5))
+    entry, again = (clips.listen_entry(item, tmp_path) for _ in range(2))
     assert entry == again, "Ogg files differ from run to run; results must not"
     assert {k: v for k, v in entry.items() if k != "audio"} == {"title": "<b>", "caption": "a & b", "score": 0.5}
     assert type(entry["score"]) is float and soundfile.info(tmp_path / entry["audio"]).samplerate == 16000
+
+
+def test_a_clip_of_a_manifest_is_an_item(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(32000, 3.0)[0], 32000, subtype="FLOAT")
+    manifest = Manifest(pd.DataFrame([{"clip_id": "a", "path": "a.wav", "start": 0.5, "duration": 2.0, "split": "test", "captions": ["one", "two"],
+                                       "labels": ["x", "y"]}]), "m", tmp_path, {})
+    item = clips.clip(manifest, 0, seconds=1.5, rank=2)
+    assert (item["title"], item["caption"], item["rank"], item["waveform"].shape) == ("x, y", ["one", "two"], 2, (1, 48000))
+    np.testing.assert_allclose(item["waveform"][0], tone(32000, 3.0)[0][16000:64000], atol=1e-6)
+    assert "one<br>two" in clips.gallery([item]).html
