@@ -24,6 +24,18 @@ def class_embeddings(prompts: dict[str, list[str]], embed_text: Callable[[list[s
     return normalize(torch.stack(rows), dim=-1)
 
 
+def class_scores(scores: np.ndarray, queries: list[str], prompts: dict[str, list[str]]) -> np.ndarray | None:
+    """Scores of classes from scores of their prompts, for rankers without embeddings.
+
+    Args: scores: (Q, N) of Q texts against N clips.  queries: the Q texts.  prompts: class -> its texts.
+    Returns: (C, N) means over the prompts of a class; None where a prompt is not among the queries.
+    """
+    place = {query: row for row, query in enumerate(queries)}
+    if any(text not in place for texts in prompts.values() for text in texts):
+        return None
+    return np.stack([scores[[place[text] for text in texts]].mean(axis=0) for texts in prompts.values()])
+
+
 def confusion(predicted: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
     """Confusion counts (C, C): rows are true classes, columns predicted ones.
 

@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from lib.evaluation.baselines import RidgeBagOfWords, log_mel_statistics
-from lib.evaluation.tagging import class_embeddings, confusion
+from lib.evaluation.tagging import class_embeddings, class_scores, confusion
 
 
 def test_class_embeddings_ignore_prompt_length_and_count():
@@ -16,6 +16,13 @@ def test_class_embeddings_ignore_prompt_length_and_count():
     torch.testing.assert_close(classes, torch.tensor([[half, half], [0.0, -1.0]]))
     with pytest.raises(ValueError, match="'empty' has no prompt"):
         class_embeddings({"empty": []}, embed)
+
+
+def test_class_scores_average_the_prompts():
+    scores = np.arange(12.0).reshape(4, 3)
+    got = class_scores(scores, ["p", "q", "r", "s"], {"one": ["q", "s"], "two": ["p"]})
+    np.testing.assert_allclose(got, [(scores[1] + scores[3]) / 2, scores[0]])
+    assert class_scores(scores, ["p", "q", "r", "s"], {"one": ["unasked"]}) is None
 
 
 def test_confusion_equals_sklearn():
