@@ -11,10 +11,11 @@ from pathlib import Path
 
 from lib import settings
 from lib.config import RunConfig
+from lib.files import write_json
 
 FAMILIES = {"retrieval": "Retrieval"}
 # sources that decide what a run computes; their digest is part of the run's name
-SOURCES = ("randomness.py", "config.py", "data", "media", "audio", "encoders", "losses", "evaluation", "training")
+SOURCES = ("randomness.py", "config.py", "files.py", "data", "media", "audio", "encoders", "losses", "evaluation", "training")
 
 
 def family_class(name: str):
@@ -57,8 +58,8 @@ def launch(family: str, config: RunConfig):
             print(f"finished run {folder.name} is read, not repeated", flush=True)
             return loop.Run(folder, chosen, done["history"], done["steps"], done["cpu_seconds"], done["wall_seconds"])
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(folder / "config.json", {"family": family, "config": config.to_dict()})
+    write_json(folder / "config.json", {"family": family, "config": config.to_dict()})
     run = loop.fit(learner, folder)
-    checkpoint.write_json(marker, {"checkpoint": str(Path(run.checkpoint).relative_to(folder)), "history": run.history, "steps": run.steps,
+    write_json(marker, {"checkpoint": str(Path(run.checkpoint).relative_to(folder)), "history": run.history, "steps": run.steps,
                                    "cpu_seconds": run.cpu_seconds, "wall_seconds": run.wall_seconds})
     return run

@@ -15,15 +15,9 @@ from pathlib import Path
 
 import torch
 
+from lib.files import write_json
+
 MANIFEST, STATE = "manifest.json", "state.pt"
-
-
-def write_json(path: Path, document: object) -> None:
-    """Write JSON through a temporary file, flush it and move it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=1, sort_keys=True))
-    _flush(temporary)
-    os.replace(temporary, path)
 
 
 def save(parent: Path, step: int, write_model: Callable[[Path], object], state: dict, keep: int = 2,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lib import randomness
 from lib.config import RunConfig
+from lib.files import write_json
 from lib.training import checkpoint, devices
 from lib.training.logs import Log
 from lib.progress import track
@@ -147,7 +148,7 @@ def _backward(family: Family, model: nn.Module, batch: dict, fabric, accumulatio
         wrong = [name for name, value in losses.items() if not torch.isfinite(value.detach()).all()]
         if wrong:
             report = folder / f"nonfinite_step_{state['step']:08d}.json"
-            checkpoint.write_json(report, {"terms": {k: repr(v) for k, v in parts.items()}, "clip_id": list(batch["clip_id"])})
+            write_json(report, {"terms": {k: repr(v) for k, v in parts.items()}, "clip_id": list(batch["clip_id"])})
             raise NonFiniteLoss(f"loss term {wrong[0]!r} is {parts[wrong[0]]} at step {state['step']}; nothing was updated. The batch's "
                                 f"clips are in {report}; listen to them, lower learning_rate or set gradient_clip")
         fabric.backward(losses["loss"] / accumulation)

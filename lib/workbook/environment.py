@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lib.settings import ROOT
-from lib.workbook.files import write_text
+from lib.files import write_text
 
 # Packages that exist for Linux only, and the one that the others need on macOS only.
 _LINUX_ONLY = re.compile(r"^(nvidia-.*|cuda-.*|triton)$")

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lib.workbook import results
-from lib.workbook.files import read_json, write_text
+from lib.files import read_json, write_text
 
 _STYLE = """
 :root { color-scheme: light; --line: #d9dee3; --soft: #5b6670; --accent: #1f5f8b; }

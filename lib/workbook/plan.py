@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 
 from lib.glossary import PARAMETERS, ParameterError, check, unknown
 from lib.workbook import sources
-from lib.workbook.files import digest
+from lib.files import digest
 from lib.workbook.parameters import Notebook, check_family, read_profile, resolve_values
 
 

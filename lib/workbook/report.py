@@ -21,7 +21,7 @@ import yaml
 
 from lib.glossary import ParameterError
 from lib.settings import ROOT, reports_dir
-from lib.workbook.files import read_json, write_json, write_text
+from lib.files import read_json, write_json, write_text
 from lib.workbook.parameters import notebooks_dir, parse_settings, read_notebooks
 from lib.workbook.plan import Job, make_jobs
 from lib.workbook.processes import Busy, end_marked, hold, new_mark

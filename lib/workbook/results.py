@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lib.settings import reports_dir
 from lib.workbook import provenance
-from lib.workbook.files import write_json
+from lib.files import write_json
 
 _NUMBER = {"type": ["number", "null"]}
 SCHEMA = {

@@ -18,7 +18,7 @@ from pathlib import Path
 from lib.glossary import ParameterError, check, unknown
 from lib.settings import ROOT
 from lib.workbook import results
-from lib.workbook.files import read_json, write_json
+from lib.files import read_json, write_json
 from lib.workbook.parameters import Notebook, load_yaml, read_notebook
 from lib.workbook.processes import end_marked, new_mark
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.glossary import ParameterError
 from lib.settings import ROOT
-from lib.workbook.files import digest
+from lib.files import digest
 from lib.workbook.parameters import Notebook
 
 

@@ -1,5 +1,4 @@
 """Learning rate against the published schedule; checkpoints that are whole or not there."""
-import json
 import math
 
 import pytest
@@ -76,10 +75,3 @@ def test_state_is_read_without_unpickling_code(tmp_path):
     checkpoint.save(tmp_path, 1, write, {"bad": Code()})
     with pytest.raises(Exception, match="(?i)weights.only"):
         checkpoint.load_state(tmp_path / "step_00000001")
-
-
-def test_write_json_is_atomic(tmp_path):
-    checkpoint.write_json(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(TypeError):
-        checkpoint.write_json(tmp_path / "a.json", {"x": object()})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}

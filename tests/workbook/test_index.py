@@ -4,7 +4,7 @@ import re
 import pytest
 
 from lib.workbook import index, results
-from lib.workbook.files import write_json
+from lib.files import write_json
 
 EVIL = '<script>alert("x")</script>'
 
