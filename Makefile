@@ -40,7 +40,8 @@ clean: ## delete what was generated, except data, runs and the environment
 	@rm -rf .pytest_cache .hypothesis build *.egg-info
 	@find lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Removed first, so that an installation broken off is begun anew; --no-deps because the lock is complete.
+# Removed first, so that an installation broken off is begun anew; --no-deps because the lock is complete; the .pth file makes
+# `import lib` work for whoever starts papermill or JupyterLab from .venv by hand.
 .venv/.ready: requirements.txt
 	@python=""; for candidate in python3.11 python3 python; do \
 		if "$$candidate" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
@@ -49,4 +50,6 @@ clean: ## delete what was generated, except data, runs and the environment
 	echo "setting up .venv: about 220 packages, 6 GB on disk, 3 to 8 minutes, once"; \
 	rm -f .venv/.ready && "$$python" -m venv .venv && \
 	.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-deps -r requirements.txt && \
-	.venv/bin/python -m pip check --disable-pip-version-check && touch .venv/.ready
+	.venv/bin/python -m pip check --disable-pip-version-check && \
+	.venv/bin/python -c "import os, pathlib, site; pathlib.Path(site.getsitepackages()[0], 'workbook.pth').write_text(os.environ['PYTHONPATH'])" && \
+	touch .venv/.ready
