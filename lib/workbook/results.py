@@ -91,10 +91,11 @@ def metrics(values: Mapping[str, float], *, n: int, split: str, headline: Sequen
 
 def show(rows: Sequence[dict]) -> None:
     """Print metrics, one a line, each beside what it is to be judged by."""
+    width = max((len(row["name"]) for row in rows), default=0)
     for row in rows:
         low_high = f" [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]" if row["interval"] else ""
-        beside = "".join(f"   {key} {row[key]:.3f}" for key in ("chance", "baseline", "control", "ceiling") if row[key] is not None)
-        print(f"{row['name']:22s} {row['value']:.3f}{low_high}{beside}   ({row['split']}, n = {row['n']})")
+        beside = "".join(f"  {key} {row[key]:.3f}" for key in ("chance", "baseline", "control", "ceiling") if row[key] is not None)
+        print(f"{row['name']:{width}s} {row['value']:.3f}{low_high}{beside}  ({row['split']}, n={row['n']})")
 
 
 def report_dir() -> Path:
