@@ -36,7 +36,7 @@ lab: $(READY) ## open JupyterLab
 
 clean: ## delete what was generated, except data, runs and the environment
 	@echo "make clean: deleting reports/* and caches; data/, runs/ and .venv/ stay"
-	@find reports -mindepth 1 -maxdepth 1 ! -name README.md -exec rm -rf {} +
+	@find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name pictures -exec rm -rf {} +
 	@rm -rf .pytest_cache .hypothesis build *.egg-info
 	@find lib tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
