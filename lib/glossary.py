@@ -132,7 +132,7 @@ PARAMETERS: dict[str, Parameter] = {
     "train_tau": Parameter(bool, "make the temperature a parameter"),
     "positives": Parameter(str, "which pairs of a batch belong together: of one clip, or of one set of labels", choices=("clip", "labels")),
     "loss_reduction": Parameter(str, "mean over positive pairs, or over rows first", choices=("pairs", "rows")),
-    "every_caption": Parameter(bool, "an epoch has one row per caption; otherwise one per clip"),
+    "every_caption": Parameter(bool, "an epoch has one row per caption; otherwise one per clip, with a caption drawn anew"),
     "gain_db": Parameter(float, "augmentation: random gain within +- this many dB", 0, 60),
     "shift": Parameter(bool, "augmentation: random circular shift in time (not for data with an order of events)"),
     "mix": Parameter(float, "augmentation: probability that a clip is mixed with another one of its batch", 0, 1),

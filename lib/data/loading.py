@@ -22,7 +22,8 @@ class ClipDataset(Dataset):
     Args:
         manifest: the clips.
         sample_rate: Hz of the waveforms.  seconds: window length.
-        every_caption: one row per (clip, caption) pair; otherwise one row per clip.
+        every_caption: one row per (clip, caption) pair; otherwise one row per clip, in training with a caption drawn anew in
+            every epoch, else with its first one.
         train: random windows of long clips, and the augmentation below; otherwise the window at the clip's start.
         gain_db: random gain, uniform in +- this many dB.  shift: random circular shift in time (only for data without order).
         seed: of windows and augmentation.
@@ -38,7 +39,7 @@ class ClipDataset(Dataset):
         self.train, self.gain_db, self.shift, self.seed = train, gain_db, shift, seed
         self.samples = round(seconds * sample_rate)
         self.pairs = [(row, k) for row, captions in enumerate(manifest.table["captions"])
-                      for k in range(len(captions) if every_caption else 1)]
+                      for k in (range(len(captions)) if every_caption else [None])]
         self._cache: dict[int, Tensor] = {}
         self._cache_free = cache_bytes
 
@@ -56,8 +57,10 @@ class ClipDataset(Dataset):
             wave = wave * float(10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20))
         if self.train and self.shift:
             wave = torch.roll(wave, int(rng.integers(len(wave))))
-        captions = list(clip["captions"])
-        return {"clip_id": clip["clip_id"], "row": row, "caption": captions[which] if captions else "", "captions": captions,
+        captions = list(clip["captions"]) or [""]
+        if which is None:
+            which = randomness.generator(self.seed, "caption", epoch, index).integers(len(captions)) if self.train else 0
+        return {"clip_id": clip["clip_id"], "row": row, "caption": captions[which], "captions": captions,
                 "labels": list(clip["labels"]), "duration": duration,
                 "waveform": torch.nn.functional.pad(wave, (0, self.samples - len(wave)))}
 

@@ -77,6 +77,14 @@ def test_shift_is_circular_and_gain_is_bounded(manifest):
     assert max(loud) <= 10 ** (3 / 20) + 1e-4 and min(loud) >= 10 ** (-3 / 20) - 1e-4 and max(loud) / min(loud) > 1.3
 
 
+def test_one_row_a_clip_draws_its_captions_over_the_epochs(manifest):
+    rows = dataset(manifest, every_caption=False)
+    seen = [{rows[epoch, i]["caption"] for epoch in range(12)} for i in range(7)]
+    assert len(rows) == 7 and seen == [{f"caption {i}a", f"caption {i}b"} for i in range(7)]
+    assert rows[3, 2]["caption"] == dataset(manifest, every_caption=False)[3, 2]["caption"]
+    assert dataset(manifest, every_caption=False, train=False)[5, 2]["caption"] == "caption 2a"
+
+
 def test_collate_stacks_one_shape_and_lists_the_rest():
     batch = collate([{"a": torch.zeros(2), "b": torch.zeros(1), "c": "x"}, {"a": torch.ones(2), "b": torch.zeros(3), "c": "y"}])
     assert batch["a"].shape == (2, 2) and isinstance(batch["b"], list) and batch["c"] == ["x", "y"]
