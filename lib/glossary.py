@@ -113,7 +113,7 @@ PARAMETERS: dict[str, Parameter] = {
 
     # retrieval
     "audio_size": Parameter(str, "size of the PaSST encoder", choices=("published", "small", "frames", "tiny")),
-    "audio_weights": Parameter(str, "official PaSST state dict, a local file; None: from scratch", optional=True),
+    "audio_weights": Parameter(str, "official PaSST state dict: a local file, or passt_s_p16_s16_128_ap468 (downloaded); None: from scratch", optional=True),
     "clip_seconds": Parameter(float, "longest window of a clip in seconds; shorter clips are zero-padded", 0.5, 300),
     "segment_seconds": Parameter(float, "input length of the audio encoder in seconds; longer clips are cut into segments", 0.5, 60),
     "patchout_frequency": Parameter(float, "share of rows of patches dropped in training", 0, 0.99),

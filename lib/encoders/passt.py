@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from lib.audio.logmel import LogMel, LogMelConfig
+from lib.data.download import fetch
+from lib.settings import data_dir
 
 hear21.first_RUN = False                     # otherwise the first forward prints every tensor's shape
 
@@ -162,13 +164,24 @@ class PasstEncoder(nn.Module):
         class_token, distillation_token = self.network.forward_features(mel)
         return (class_token + distillation_token) / 2
 
-    def load_published(self, path: str | Path) -> None:
-        """Load an official PaSST state dict from a local .pt, .pth, .ckpt or .safetensors file; heads are left out.
+    def load_published(self, source: str | Path) -> None:
+        """Load an official PaSST state dict; heads are left out.
 
+        Args:
+            source: a local .pt, .pth, .ckpt or .safetensors file, or a name of hear21passt such as
+                "passt_s_p16_s16_128_ap468", whose release file is downloaded once into the data folder's `weights/`.
         Raises:
+            FileNotFoundError: neither a file nor a name.
             ValueError: naming the file and the missing or unexpected entries (another size or input length).
         """
-        path = Path(path).expanduser()
+        path = Path(source).expanduser()
+        url = hear21.default_cfgs.get(str(source), {}).get("url", "")
+        if url:
+            path = data_dir() / "weights" / url.rpartition("/")[2]
+            path = path if path.exists() else fetch(url, path)
+        if not path.is_file():
+            raise FileNotFoundError(f"PaSST weights {str(source)!r} are no file; give an official state dict, or the name "
+                                    "'passt_s_p16_s16_128_ap468' to download it")
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
         state = {k.removeprefix("net."): v for k, v in state.get("state_dict", state).items()}
         state = {k: v for k, v in state.items() if not k.startswith(("head", "mel."))}

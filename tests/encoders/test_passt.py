@@ -88,5 +88,24 @@ def test_official_state_dict_from_a_local_file(tmp_path):
         encoder = small()
         encoder.load_published(tmp_path / name)
         assert torch.equal(encoder.network.cls_token, source.network.cls_token + 1)
+    with pytest.raises(FileNotFoundError, match="no.pt' are no file"):
+        small().load_published("no.pt")
     with pytest.raises(ValueError, match="passt.pt does not fit PaSST size 'tiny' with 4.0 s segments: 1 entries.*time_new_pos"):
         small(segment_seconds=4.0).load_published(tmp_path / "passt.pt")
+
+
+def test_a_published_name_is_downloaded_once(tmp_path, monkeypatch):
+    """By name the release file goes to the data folder; the second time nothing is fetched."""
+    asked = []
+
+    def fetch(url, path):
+        asked.append(url)
+        path.parent.mkdir(parents=True)
+        torch.save(small().network.state_dict(), path)
+        return path
+    monkeypatch.setenv("WORKBOOK_DATA", str(tmp_path))
+    monkeypatch.setattr("lib.encoders.passt.fetch", fetch)
+    for _ in range(2):
+        small().load_published("passt_s_p16_s16_128_ap468")
+    assert asked == [hear21.default_cfgs["passt_s_p16_s16_128_ap468"]["url"]] and asked[0].startswith("https://github.com/kkoutini/PaSST/")
+    assert (tmp_path / "weights" / asked[0].rpartition("/")[2]).is_file()
