@@ -9,7 +9,6 @@ import string
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn

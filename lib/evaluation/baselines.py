@@ -73,7 +73,8 @@ def ridge_similarity(manifest: Manifest, queries: list[str], relevance, *, split
         seconds: window of a clip.
     Returns: (Q, N) scores and the penalty.
     """
-    parts = {name: manifest.select(name) for name in manifest.splits}
+    needed = {"train", "val", split, *fit_splits}        # the test clips are not even opened when another split is scored
+    parts = {name: manifest.select(name) for name in manifest.splits if name in needed}
     features = {name: clip_statistics(part, seconds) for name, part in parts.items()}
     captions = {name: [list(c) for c in part.table["captions"]] for name, part in parts.items()}
     best = alphas[len(alphas) // 2]

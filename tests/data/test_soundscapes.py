@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import soundfile
 
 from lib.audio.directions import DIRECTIONS, direction_word
 from lib.audio.signals import SAMPLE_RATE, to_samples
