@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, fields
 
 from lib import glossary
 
-# where and with how many decoders a run is computed does not change what it computes
-PLACE = ("device", "workers", "data_root")
+# where a run is computed, with how many processes and decoders, what it is logged to and when it gives up do not change what it computes
+PLACE = ("device", "devices", "workers", "data_root", "loggers", "bad_media_budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class RunConfig:
     num_samples: int | None = None
     seed: int = 13
     device: str = "auto"
+    devices: int = 1
     precision: str = "auto"
     threads: int = 2
     workers: int = 0
@@ -41,6 +42,9 @@ class RunConfig:
     checkpoint_steps: int | None = None
     fit_splits: tuple[str, ...] = ("train",)
     selection: str = "best"
+    patience: int | None = None
+    bad_media_budget: float = 0.005
+    loggers: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in fields(self):
@@ -50,6 +54,11 @@ class RunConfig:
         if self.selection == "best" and "val" in self.fit_splits:
             raise glossary.ParameterError(f"{type(self).__name__}: selection 'best' needs a validation split that is not trained on; "
                                           "with 'val' in fit_splits use selection 'last'")
+        if self.patience is not None and self.selection != "best":
+            raise glossary.ParameterError(f"{type(self).__name__}: patience waits for a better validation score: use selection 'best', or None")
+        if self.devices > 1 and self.device.startswith("cuda:"):
+            raise glossary.ParameterError(f"{type(self).__name__}: device {self.device!r} is one device; with devices={self.devices} "
+                                          "use device 'cuda' (CUDA_VISIBLE_DEVICES chooses which)")
 
     @classmethod
     def from_parameters(cls, values: dict[str, object]) -> "RunConfig":

@@ -7,12 +7,15 @@ when a typed configuration is built. To add a parameter, add a line here.
 from __future__ import annotations
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
+
+from lib.files import user_path
 
 
 class ParameterError(ValueError):
@@ -24,11 +27,12 @@ class Parameter:
     """One entry of the glossary.
 
     Args:
-        kind: int, float, bool, str, `list` (of `item`) or `Path` (a string; it must exist when given).
+        kind: int, float, bool, str, `list` (of `item`) or `Path` (a string as `lib.files.user_path` reads it; it must exist).
         meaning: one line for people, with the unit.
         low, high: inclusive bounds for numbers.
         choices: the allowed strings; a choice ending in ":N" allows any whole number there.
         optional: None is allowed and means what `meaning` says.
+        local: the text may name a local file or folder, and is then read as a path; one that can be nothing else must exist.
     """
 
     kind: type
@@ -38,6 +42,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     optional: bool = False
     item: type = str
+    local: bool = False
 
     def describe(self) -> str:
         """What a value may be, in words (for error messages and tables)."""
@@ -66,9 +71,24 @@ class Parameter:
         chosen = value if isinstance(value, (list, tuple)) else [value]
         if self.choices and not all(any(_chosen(str(v), choice) for choice in self.choices) for v in chosen):
             return f"must be {self.describe()}, got {value!r}"
-        if self.kind is Path and not Path(str(value)).expanduser().exists():
-            return f"{value!r} does not exist; give an existing path (relative paths start at {Path.cwd()})"
+        return self._path_problem(value) if self.kind is Path or self.local else None
+
+    def _path_problem(self, value: str | Path) -> str | None:
+        try:
+            path = user_path(value)
+        except ValueError as error:
+            return str(error)
+        must_exist = self.kind is Path or str(value).startswith((".", "~", "/")) or "\\" in str(value)
+        if must_exist and not os.path.exists(path):
+            return f"{str(value)!r} does not exist; give an existing path (relative paths start at {Path.cwd()})"
         return None
+
+    def resolve(self, value: object) -> object:
+        """A value that has no `problem` in the form that does not depend on the working folder: paths that exist absolute, as text."""
+        if value is None or not (self.kind is Path or self.local):
+            return value
+        path = user_path(value)
+        return str(path.absolute()) if self.kind is Path or os.path.exists(path) else value
 
 
 def _is(value: object, kind: type) -> bool:
@@ -86,6 +106,7 @@ def _chosen(value: str, choice: str) -> bool:
 PARAMETERS: dict[str, Parameter] = {
     # every notebook
     "device": Parameter(str, "where the model runs", choices=("auto", "cpu", "cuda", "cuda:N")),
+    "devices": Parameter(int, "devices that train together (processes, on the CPU); batch_size is shared out to them", 1, 1024),
     "dataset": Parameter(str, "which data set: soundscapes (embedded), esc50 or folder", choices=("soundscapes", "esc50", "folder")),
     "data_root": Parameter(Path, "folder of the data set; None: made or downloaded under the data folder", optional=True),
     "seed": Parameter(int, "seed of every random draw", 0, 2**31 - 1),
@@ -93,6 +114,8 @@ PARAMETERS: dict[str, Parameter] = {
     "threads": Parameter(int, "CPU threads of the computation", 1, 1024),
     "workers": Parameter(int, "processes that decode clips; 0: in the main process", 0, 256),
     "precision": Parameter(str, "arithmetic of the networks", choices=("auto", "32-true", "bf16-mixed", "16-mixed")),
+    "rendering": Parameter(str, "how soundscapes are written: one channel, four (FOA) in the open or in a room, or video with sound",
+                           choices=("mono", "foa", "foa_room", "video")),
     "scene_seconds": Parameter(float, "length of a rendered soundscape in seconds", 3, 30),
     "clips_shown": Parameter(int, "clips that a notebook plays for each question", 1, 100),
 
@@ -110,10 +133,14 @@ PARAMETERS: dict[str, Parameter] = {
     "checkpoint_steps": Parameter(int, "optimiser steps between checkpoints inside an epoch; None: at epoch ends only", 1, optional=True),
     "fit_splits": Parameter(list, "splits that are trained on", choices=("train", "val")),
     "selection": Parameter(str, "which checkpoint is kept: best on validation, or the last epoch's", choices=("best", "last")),
+    "patience": Parameter(int, "epochs without a better validation score after which training stops; None: never", 1, optional=True),
+    "bad_media_budget": Parameter(float, "share of the training clips that may fail to decode before the run stops", 0, 1),
+    "loggers": Parameter(list, "logs besides CSV and TensorBoard, offline in a batch", choices=("wandb", "swanlab")),
 
     # retrieval
     "audio_size": Parameter(str, "size of the PaSST encoder", choices=("published", "small", "frames", "tiny")),
-    "audio_weights": Parameter(str, "official PaSST state dict: a local file, or passt_s_p16_s16_128_ap468 (downloaded); None: from scratch", optional=True),
+    "audio_weights": Parameter(str, "official PaSST state dict: a local file, or passt_s_p16_s16_128_ap468 (downloaded); None: from scratch", optional=True,
+                               local=True),
     "clip_seconds": Parameter(float, "longest window of a clip in seconds; shorter clips are zero-padded", 0.5, 300),
     "segment_seconds": Parameter(float, "input length of the audio encoder in seconds; longer clips are cut into segments", 0.5, 60),
     "patchout_frequency": Parameter(float, "share of rows of patches dropped in training", 0, 0.99),
@@ -124,7 +151,7 @@ PARAMETERS: dict[str, Parameter] = {
     "frequency_masks": Parameter(int, "SpecAugment: masks along frequency", 0, 20),
     "frequency_mask": Parameter(float, "SpecAugment: widest frequency mask as a share of the bands", 0, 1),
     "text_size": Parameter(str, "size of the RoBERTa encoder", choices=("roberta-large", "roberta-base", "small", "mini", "tiny")),
-    "text_weights": Parameter(str, "hub id or local folder of RoBERTa weights; None: from scratch", optional=True),
+    "text_weights": Parameter(str, "hub id or local folder of RoBERTa weights; None: from scratch", optional=True, local=True),
     "max_tokens": Parameter(int, "longest caption in tokens", 4, 512),
     "text_dropout": Parameter(float, "hidden and attention dropout of the text encoder", 0, 0.9),
     "embedding_dim": Parameter(int, "size of the common space", 2, 16_384),
@@ -185,4 +212,5 @@ def load_yaml(text: str, where: str) -> object:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        raise ParameterError(f"{where}: not readable as YAML: {error}") from error
+        remedy = "; write a path as C:/new/table, or with doubled backslashes" if "escape" in str(error) else ""
+        raise ParameterError(f"{where}: not readable as YAML: {error}{remedy}") from error

@@ -4,6 +4,16 @@ import os
 import pytest
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests marked `slow` run with WORKBOOK_SLOW=1 (as .ci/run does), or when a marker expression asks for them."""
+    if os.environ.get("WORKBOOK_SLOW") == "1" or "slow" in config.getoption("markexpr"):
+        return
+    skip = pytest.mark.skip(reason="slow: runs in .ci/run, or with WORKBOOK_SLOW=1")
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(skip)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def generated_folders(tmp_path_factory):
     """WORKBOOK_DATA, WORKBOOK_RUNS and WORKBOOK_REPORTS in a temporary folder, so that no test touches the repository."""

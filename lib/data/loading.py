@@ -4,16 +4,18 @@ What a batch holds is a function of (seed, epoch, position) alone: the same what
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lib import randomness
+from lib import distributed, randomness
 from lib.data.manifest import Manifest
 from lib.media import audio
+
+REPLACEMENTS = 20       # rows tried in the place of one that cannot be read
 
 
 class ClipDataset(Dataset):
@@ -30,7 +32,11 @@ class ClipDataset(Dataset):
         cache_bytes: keep decoded waveforms of clips that are used whole, up to this many bytes a process.
 
     An item is addressed by (epoch, row) and is a dict: clip_id, caption, captions, labels, row (of the manifest),
-    waveform (Tensor (samples,) float32, zero-padded on the right), duration (seconds of audio in it).
+    waveform (Tensor (samples,) float32, zero-padded on the right), duration (seconds of audio in it), failed.
+
+    `failed` is None, or {"clip_id", "reason"} of a clip that could not be read. In training another row, drawn by (seed, epoch, row),
+    then stands in its place with everything that belongs to it (rule: bad media is counted, pairs never slip out of alignment), and
+    clips in `skipped` are not even tried; otherwise the item is silence, for the caller to leave out.
     """
 
     def __init__(self, manifest: Manifest, *, sample_rate: int, seconds: float, every_caption: bool = False, train: bool = False,
@@ -40,6 +46,7 @@ class ClipDataset(Dataset):
         self.samples = round(seconds * sample_rate)
         self.pairs = [(row, k) for row, captions in enumerate(manifest.table["captions"])
                       for k in (range(len(captions)) if every_caption else [None])]
+        self.skipped: frozenset[str] = frozenset()
         self._cache: dict[int, Tensor] = {}
         self._cache_free = cache_bytes
 
@@ -48,10 +55,22 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        row, which = self.pairs[index]
-        clip = self.manifest.row(row)
-        rng = randomness.generator(self.seed, "window", epoch, index)
-        wave = self._read(row, clip, rng)
+        failed, wave = None, None
+        for chosen in self._candidates(epoch, index):
+            row, which = self.pairs[chosen]
+            clip = self.manifest.row(row)
+            # draws of its own for each candidate: the same whether one before it was tried or known to be bad
+            rng = randomness.generator(self.seed, "window", epoch, index, *([] if chosen == index else [chosen]))
+            try:
+                if clip["clip_id"] not in self.skipped:
+                    wave = self._read(row, clip, rng)
+                    break
+                failed = failed or {"clip_id": clip["clip_id"], "reason": "on the list"}
+            except (audio.AudioError, OSError) as error:
+                failed = failed or {"clip_id": clip["clip_id"], "reason": str(error)}
+        if wave is None and self.train:
+            raise audio.AudioError(f"{failed['reason']}; nor could {REPLACEMENTS} other clips be read in its place: is the disk still there?")
+        wave = torch.zeros(0) if wave is None else wave
         duration = len(wave) / self.sample_rate
         if self.train and self.gain_db:
             wave = wave * float(10 ** (rng.uniform(-self.gain_db, self.gain_db) / 20))
@@ -61,16 +80,26 @@ class ClipDataset(Dataset):
         if which is None:
             which = randomness.generator(self.seed, "caption", epoch, index).integers(len(captions)) if self.train else 0
         return {"clip_id": clip["clip_id"], "row": row, "caption": captions[which], "captions": captions,
-                "labels": list(clip["labels"]), "duration": duration,
+                "labels": list(clip["labels"]), "duration": duration, "failed": failed,
                 "waveform": torch.nn.functional.pad(wave, (0, self.samples - len(wave)))}
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        """The row itself and, in training, the rows that would stand in for it, in their order."""
+        yield index
+        if self.train:
+            yield from randomness.generator(self.seed, "replacement", epoch, index).integers(len(self.pairs), size=REPLACEMENTS).tolist()
 
     def _read(self, row: int, clip: dict, rng: np.random.Generator) -> Tensor:
         spare = clip["duration"] - self.seconds
         offset = rng.uniform(0, spare) if self.train and spare > 0 else 0.0
         if row in self._cache:
             return self._cache[row]
-        wave = audio.read(self.manifest.file(row), sample_rate=self.sample_rate, start=clip["start"] + offset,
+        file = self.manifest.file(row)
+        wave = audio.read(file, sample_rate=self.sample_rate, start=clip["start"] + offset,
                           duration=min(self.seconds, clip["duration"]))[0][:self.samples]
+        if not len(wave) or not torch.isfinite(wave).all():
+            raise audio.AudioError(f"{file}: from {clip['start'] + offset:.3f} s on it holds " + (
+                "values that are no finite numbers" if len(wave) else "no sound") + "; check the data set again with python -m lib.data check")
         size = wave.numel() * wave.element_size()
         if spare <= 0 and size <= self._cache_free:
             self._cache[row] = wave
@@ -89,27 +118,43 @@ def collate(items: list[dict]) -> dict:
 
 
 def batches(dataset: ClipDataset, batch_size: int, *, epoch: int = 0, seed: int = 0, shuffle: bool = False, drop_last: bool = False,
-            first_batch: int = 0, workers: int = 0) -> Iterator[dict]:
-    """Batches of one epoch, optionally from the middle.
+            first_batch: int = 0, workers: int = 0, skipped: Iterable[str] = ()) -> Iterator[dict]:
+    """Batches of one epoch, optionally from the middle; with several processes, this process's share of each.
 
     Args:
-        dataset: what is batched.  batch_size: clips a batch.  epoch, seed: determine the order when `shuffle`.
+        dataset: what is batched.  batch_size: clips a batch, over all processes.  epoch, seed: determine the order when `shuffle`.
         drop_last: leave out an incomplete last batch.  first_batch: start at this batch (resume).
         workers: decoding processes; 0 decodes in this process.
+        skipped: clip ids that are known to be bad (training only).
     """
+    dataset.skipped = frozenset(skipped)
     order = randomness.epoch_order(len(dataset), seed, epoch, shuffle)
-    groups = [[(epoch, int(i)) for i in order[k:k + batch_size]] for k in range(0, len(order), batch_size)]
-    if drop_last and groups and len(groups[-1]) < batch_size:
-        groups.pop()
+    groups = [[(epoch, int(i)) for i in order[begin:end][distributed.share(end - begin)]]
+              for begin, end in _bounds(len(order), batch_size, drop_last)[first_batch:]]
     # one worker thread each: the main process owns the cores
     start = _one_thread if workers else None
-    return iter(DataLoader(dataset, batch_sampler=groups[first_batch:], num_workers=workers, collate_fn=collate, worker_init_fn=start,
+    return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate, worker_init_fn=start,
                            generator=torch.Generator().manual_seed(0)))
 
 
 def count_batches(dataset: ClipDataset, batch_size: int, drop_last: bool = False) -> int:
     """Number of batches of an epoch."""
-    return len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
+    return len(_bounds(len(dataset), batch_size, drop_last))
+
+
+def _bounds(rows: int, batch_size: int, drop_last: bool) -> list[tuple[int, int]]:
+    """Where each batch begins and ends. A last batch that would hold less than an eighth joins the one before: contrasts among a
+    handful of rows are mostly noise, and every process needs a row."""
+    full, rest = divmod(rows, batch_size)
+    bounds = [(k * batch_size, (k + 1) * batch_size) for k in range(full)]
+    if rest and not drop_last:
+        if bounds and rest < max(batch_size // 8, distributed.world()):
+            bounds[-1] = (bounds[-1][0], rows)
+        else:
+            bounds.append((full * batch_size, rows))
+    if bounds and bounds[-1][1] - bounds[-1][0] < distributed.world():
+        raise ValueError(f"{rows} rows in batches of {batch_size} cannot be shared by {distributed.world()} processes: lower devices")
+    return bounds
 
 
 def _one_thread(worker: int) -> None:

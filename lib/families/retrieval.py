@@ -7,6 +7,8 @@ of one space and trained with a symmetric contrastive loss in which all captions
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +21,13 @@ from lib.audio.logmel import LogMelConfig
 from lib.config import RunConfig
 from lib.data.loading import ClipDataset, batches, count_batches
 from lib.data.manifest import Manifest
+from lib.distributed import gather, gather_list
 from lib.encoders.dual import DualEncoder
 from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.text import RobertaText, TextConfig
 from lib.evaluation.retrieval import retrieval_metrics
 from lib.losses.contrastive import contrastive_loss
+from lib.media.audio import AudioError
 from lib.progress import track
 
 CACHE_BYTES = 2 << 30       # decoded clips kept in memory (clips no longer than the window)
@@ -125,34 +129,42 @@ class Retrieval:
             self.train_manifest, sample_rate=self.model.audio.sample_rate, seconds=config.clip_seconds, every_caption=config.every_caption,
             train=True, gain_db=config.gain_db, shift=config.shift, seed=config.seed, cache_bytes=CACHE_BYTES // max(1, config.workers))
 
-    def batches(self, epoch: int, first_batch: int):
-        """Training batches of an epoch from `first_batch` on; the last one may be smaller."""
+    def batches(self, epoch: int, first_batch: int, skipped: Iterable[str] = ()):
+        """Training batches of an epoch from `first_batch` on; the last one may be of another size."""
         c = self.config
-        return batches(self.train_set, c.batch_size, epoch=epoch, seed=c.seed, shuffle=True, first_batch=first_batch, workers=c.workers)
+        return batches(self.train_set, c.batch_size, epoch=epoch, seed=c.seed, shuffle=True, first_batch=first_batch, workers=c.workers,
+                       skipped=skipped)
 
     def batches_per_epoch(self) -> int:
         """Number of training batches."""
         return count_batches(self.train_set, self.config.batch_size)
 
+    def clips(self) -> int:
+        """Number of training clips."""
+        return len(self.train_manifest)
+
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        """Contrastive loss of a batch of (clip, caption) rows: {"loss": scalar}."""
+        """Contrastive loss of a batch of (clip, caption) rows, those of all processes together: {"loss": scalar}."""
         waveform = batch["waveform"]
         durations = torch.tensor(batch["duration"], device=waveform.device)
-        positives = self.positives(batch)
+        heard = torch.arange(len(waveform))[:, None]
         if self.config.mix:
-            waveform, durations, positives = mix_clips(waveform, durations, positives, self.config.mix)
+            waveform, durations, heard = mix_clips(waveform, durations, self.config.mix)
         audio, text = model(waveform, durations, batch["caption"])
-        return {"loss": contrastive_loss(self.model.logits(audio, text), positives.to(waveform.device), self.config.loss_reduction)}
+        names = self.names(batch)
+        positives = shared(gather_list([[names[i] for i in row] for row in heard.tolist()]), gather_list(names))
+        logits = self.model.logits(gather(audio), gather(text))
+        return {"loss": contrastive_loss(logits, positives.to(waveform.device), self.config.loss_reduction)}
 
-    def positives(self, batch: dict) -> Tensor:
-        """Tensor (B, B) bool: which clips (rows) and captions (columns) of a batch belong together."""
-        return same(batch["clip_id"] if self.config.positives == "clip" else [_label_key(x) for x in batch["labels"]])
+    def names(self, batch: dict) -> list[str]:
+        """What makes rows of a batch belong together: the clip, or its set of labels."""
+        return list(batch["clip_id"]) if self.config.positives == "clip" else [_label_key(labels) for labels in batch["labels"]]
 
     def validate(self) -> dict[str, float]:
         """Text-to-audio metrics of the validation split under "val/...", empty where it has no clip or was trained on."""
         if "val" in self.config.fit_splits or "val" not in self.manifest.splits:
             return {}
-        gallery = embed(self.model, self.manifest.select("val"), self.config)
+        gallery = embed(self.model, self.manifest.select("val"), self.config, leave_out_unreadable=True)
         metrics = retrieval_metrics(gallery.similarity, gallery.relevant)
         return {f"val/{name}": value for name, value in metrics.items()}
 
@@ -162,20 +174,21 @@ class Retrieval:
         return self.model.save_pretrained(folder)
 
 
-def same(names: list[str]) -> Tensor:
-    """Tensor (B, B) bool: which rows carry the same name."""
-    _, member = np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
-    member = torch.from_numpy(member)
-    return member[:, None] == member[None, :]
+def shared(heard: list[list[str]], names: list[str]) -> Tensor:
+    """Tensor (A, T) bool: whether what clip a holds (one name or more each) is among it what text t is about."""
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    clips, texts = torch.tensor([[number[name] for name in row] for row in heard]), torch.tensor([number[name] for name in names])
+    return (clips[:, :, None] == texts).any(dim=1)
 
 
-def mix_clips(waveform: Tensor, durations: Tensor, positives: Tensor, probability: float) -> tuple[Tensor, Tensor, Tensor]:
+def mix_clips(waveform: Tensor, durations: Tensor, probability: float) -> tuple[Tensor, Tensor, Tensor]:
     """Mix clips with others of their batch; a mixture contains both sounds, so that the captions of both are positives.
 
     Args:
-        waveform: Tensor (B, samples).  durations: Tensor (B,) seconds.  positives: Tensor (B, B) bool.
+        waveform: Tensor (B, samples).  durations: Tensor (B,) seconds.
         probability: of each clip to receive another one, 0 to 10 dB weaker. Drawn from torch's global generator.
-    Returns: the three, mixed.
+    Returns:
+        waveform and durations, mixed, and Tensor (B, 2) int64: the rows that are heard in each (twice itself where none was added).
     """
     batch = len(waveform)
     partner = torch.randperm(batch)
@@ -183,7 +196,7 @@ def mix_clips(waveform: Tensor, durations: Tensor, positives: Tensor, probabilit
     level = torch.where(chosen, 10 ** (-torch.rand(batch) / 2), 0.0).to(waveform)
     mixed = waveform + level[:, None] * waveform[partner]
     longest = torch.where(chosen.to(durations.device), torch.maximum(durations, durations[partner]), durations)
-    return mixed, longest, positives | (positives[partner] & chosen[:, None])
+    return mixed, longest, torch.stack([torch.arange(batch), torch.where(chosen, partner, torch.arange(batch))], dim=1)
 
 
 @dataclass(frozen=True)
@@ -208,25 +221,38 @@ class Gallery:
 
 
 @torch.inference_mode()
-def embed(model: DualEncoder, manifest: Manifest, config: RetrievalConfig) -> Gallery:
-    """Embed every clip and every query of a manifest once, in evaluation mode, with progress.
+def embed(model: DualEncoder, manifest: Manifest, config: RetrievalConfig, leave_out_unreadable: bool = False) -> Gallery:
+    """Embed every clip and every query of a manifest once, in evaluation mode, with progress; several processes share the clips.
 
     Args:
         model: on any device.  manifest: N clips.
         config: window, batch size, workers; with positives "clip" every caption is a query for its own clip, with "labels"
             every different caption is one for all clips of its labels.
+        leave_out_unreadable: go on without clips that cannot be decoded any more, with a warning (a validation during training).
     Returns: a `Gallery` on the CPU in float32.
+    Raises:
+        AudioError: naming the clips that passed the health check and cannot be decoded now.
     """
     training, device = model.training, model.tau.device
     model.eval()
     dataset = ClipDataset(manifest, sample_rate=model.audio.sample_rate, seconds=config.clip_seconds)
-    source = track(batches(dataset, config.batch_size, workers=config.workers), count_batches(dataset, config.batch_size), "encoding clips")
-    audio = torch.cat([model.embed_audio(batch["waveform"].to(device), torch.tensor(batch["duration"], device=device)).cpu()
-                       for batch in source])
-    queries, relevant, group = relevance(manifest, config.positives)
+    source = batches(dataset, config.batch_size, workers=config.workers)
+    rows, failed = [], []
+    for batch in track(source, count_batches(dataset, config.batch_size), "encoding clips"):
+        durations = torch.tensor(batch["duration"], device=device)
+        rows.append(gather(model.embed_audio(batch["waveform"].to(device), durations)).cpu())
+        failed += gather_list(batch["failed"])
+    bad = [entry for entry in failed if entry]
+    if bad:
+        message = (f"{len(bad)} of {len(manifest)} clips cannot be decoded any more, such as {bad[0]['clip_id']}: {bad[0]['reason']}")
+        if not leave_out_unreadable or len(bad) == len(manifest):
+            raise AudioError(f"{message}. Prepare the data set again, so that they are counted and left out")
+        warnings.warn(f"{message}. They are left out", stacklevel=2)
+    kept = [i for i, entry in enumerate(failed) if entry is None]
+    queries, relevant, group = relevance(manifest.select(rows=kept), config.positives)
     text = embed_texts(model, queries)
     model.train(training)
-    return Gallery(audio, text, queries, relevant, group)
+    return Gallery(torch.cat(rows)[kept], text, queries, relevant, group)
 
 
 def relevance(manifest: Manifest, positives: str) -> tuple[list[str], Tensor, np.ndarray]:

@@ -7,15 +7,25 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
+import subprocess
+import sys
+from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lib import settings
+from lib import distributed, settings
 from lib.config import RunConfig
-from lib.files import write_json
+from lib.files import alone, read_json, write_json
 
+if TYPE_CHECKING:
+    from lib.data.manifest import Manifest
+
+FINISHED = "finished.json"
 FAMILIES = {"retrieval": "Retrieval"}
 # sources that decide what a run computes; their digest is part of the run's name
-SOURCES = ("randomness.py", "config.py", "files.py", "data", "media", "audio", "encoders", "losses", "evaluation", "training")
+SOURCES = ("randomness.py", "distributed.py", "config.py", "files.py", "data", "media", "audio", "encoders", "losses", "evaluation", "training")
 
 
 def family_class(name: str):
@@ -35,31 +45,83 @@ def source_digest(family: str) -> str:
     return total.hexdigest()[:12]
 
 
-def launch(family: str, config: RunConfig):
+def run_folder(family: str, config: RunConfig, manifest: Manifest) -> Path:
+    """Where a run lives: named by family, data set and a digest of configuration, data and code, so that the same call finds it again."""
+    identity = json.dumps([config.digest(), manifest.fingerprint, source_digest(family)])
+    return settings.runs_dir() / f"{family}-{config.dataset}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def launch(family: str, config: RunConfig, manifest: Manifest | None = None):
     """Train, resume or read a run.
 
-    The run's folder is named by family, data set and a digest of configuration, data and code: the same call continues a killed
-    run from its newest checkpoint and reads a finished one; an edit in the code or another parameter is another run.
+    The same call continues a killed run from its newest checkpoint and reads a finished one; an edit in the code or another
+    parameter is another run. With devices=1 it trains in this process; with more, torchrun starts that many. Called in a process that
+    torchrun started (also over several machines: `torchrun --nnodes ... -m lib.training ...`), it trains as one of them.
 
     Args:
-        family: a name of `FAMILIES`.  config: its configuration.
+        family: a name of `FAMILIES`.  config: its configuration.  manifest: its data; None: prepared from the configuration.
     Returns:
         lib.training.loop.Run
+    Raises:
+        RuntimeError: a process of several failed; its last lines are in the message.
     """
-    from lib.training import checkpoint, loop
-    learner = family_class(family)(config)
-    identity = json.dumps([config.digest(), learner.manifest.fingerprint, source_digest(family)])
-    folder = settings.runs_dir() / f"{family}-{config.dataset}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
-    marker = folder / "finished.json"
-    if marker.is_file():
-        done = json.loads(marker.read_text())
-        chosen = folder / done["checkpoint"]
-        if checkpoint.valid(chosen):
-            print(f"finished run {folder.name} is read, not repeated", flush=True)
-            return loop.Run(folder, chosen, done["history"], done["steps"], done["cpu_seconds"], done["wall_seconds"])
+    from lib.training import devices, loop
+    together = distributed.launched()
+    fabric = devices.fabric(config.device, config.precision, config.threads) if together or config.devices == 1 else None
+    if manifest is None and together:
+        with fabric.rank_zero_first(local=True):        # the others of a machine read what the first one has prepared
+            manifest = config.prepare()
+    manifest = manifest or config.prepare()
+    folder = run_folder(family, config, manifest)
+    run = finished(folder)
+    if run is not None:
+        print(f"finished run {folder.name} is read, not repeated", flush=True)
+        return run
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"family": family, "config": config.to_dict()})
-    run = loop.fit(learner, folder)
-    write_json(marker, {"checkpoint": str(Path(run.checkpoint).relative_to(folder)), "history": run.history, "steps": run.steps,
-                                   "cpu_seconds": run.cpu_seconds, "wall_seconds": run.wall_seconds})
+    settings_file = folder / "config.json"
+    if fabric is None:
+        write_json(settings_file, {"family": family, "config": config.to_dict()})
+        _torchrun(family, settings_file, config.devices)
+        return finished(folder)
+    with alone(folder / ".lock", f"run {folder.name}") if fabric.is_global_zero else nullcontext():
+        run = fabric.broadcast(finished(folder) if fabric.is_global_zero else None)       # by whoever held the lock before
+        if run is None:
+            if fabric.is_global_zero:
+                write_json(settings_file, {"family": family, "config": config.to_dict()})
+            run = loop.fit(family_class(family)(config, manifest), folder, fabric)
+            if fabric.is_global_zero:
+                facts = {name: value for name, value in vars(run).items() if name not in ("folder", "checkpoint")}
+                write_json(folder / FINISHED, facts | {"checkpoint": run.checkpoint.relative_to(folder).as_posix()})
+            fabric.barrier()
     return run
+
+
+def finished(folder: Path):
+    """The finished run in `folder` (lib.training.loop.Run), or None: not finished, or its checkpoint is damaged."""
+    from lib.training import checkpoint, loop
+    facts = read_json(folder / FINISHED)
+    if facts is None or not checkpoint.valid(folder / facts["checkpoint"]):
+        return None
+    return loop.Run(**facts | {"folder": folder, "checkpoint": folder / facts["checkpoint"]})
+
+
+def _torchrun(family: str, settings_file: Path, devices: int) -> None:
+    """Train in `devices` processes of this machine, passing on what they say."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m", "lib.training",
+               "--family", family, "--config", str(settings_file)]
+    path = os.pathsep.join([str(settings.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    said: deque[str] = deque(maxlen=40)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True, errors="replace",
+                          env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}) as process:
+        try:
+            theirs = True
+            for line in process.stdout:
+                theirs = theirs and "torch/distributed/elastic/" not in line        # torchrun's own account of a failure only hides theirs
+                if theirs:
+                    said.append(line)
+                    print(line, end="", flush=True)
+        except BaseException:
+            process.terminate()                 # torchrun ends its processes
+            raise
+    if process.returncode:
+        raise RuntimeError(f"training in {devices} processes failed with exit code {process.returncode}; the last lines were:\n" + "".join(said))

@@ -1,10 +1,18 @@
-"""Where a run is computed: device, threads, precision."""
+"""Where a run is computed: devices, processes, threads, precision."""
 from __future__ import annotations
 
+import logging
+import os
 import warnings
+from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from lib import distributed
+
+PATIENCE = timedelta(hours=2)       # how long a process waits for the others, for example while the first one renders a data set
 
 
 def resolve(device: str) -> torch.device:
@@ -19,15 +27,27 @@ def resolve(device: str) -> torch.device:
 
 
 def fabric(device: str, precision: str = "auto", threads: int = 2) -> Fabric:
-    """A Lightning Fabric for one device.
+    """A Lightning Fabric for this process: alone, or one of several that torchrun started (gloo on the CPU, NCCL on CUDA).
 
     Args:
-        device: as `resolve`.
+        device: as `resolve`; of several processes each takes the CUDA device of its local rank.
         precision: auto (16-mixed on CUDA as the published model, 32-true on the CPU), 32-true, bf16-mixed or 16-mixed.
-        threads: CPU threads.
+        threads: CPU threads of each process.
+    Raises:
+        ValueError: fewer CUDA devices than processes on this machine.
     """
     torch.set_num_threads(threads)
     where = resolve(device)
     if precision == "auto":
         precision = "16-mixed" if where.type == "cuda" else "32-true"
-    return Fabric(accelerator=where.type, devices=[where.index] if where.type == "cuda" else 1, precision=precision)
+    if not distributed.launched():
+        return Fabric(accelerator=where.type, devices=[where.index] if where.type == "cuda" else 1, precision=precision)
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    if where.type == "cuda" and torch.cuda.device_count() < here:
+        raise ValueError(f"devices={here}: this machine has {torch.cuda.device_count()} CUDA devices; lower devices")
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")       # of axes of length 1: no matter
+    together = Fabric(accelerator=where.type, devices=here, num_nodes=int(os.environ["WORLD_SIZE"]) // here, precision=precision,
+                      strategy=DDPStrategy(process_group_backend="nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE))
+    together.launch()
+    return together

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from lib import training
 from lib.data.manifest import Manifest
 from lib.families import retrieval
-from lib.families.retrieval import Retrieval, RetrievalConfig, embed, mix_clips, relevance, same
+from lib.families.retrieval import Retrieval, RetrievalConfig, embed, mix_clips, relevance, shared
 from lib.glossary import ParameterError
 from lib.training import checkpoint, loop
 
@@ -120,18 +120,19 @@ def test_relevance_by_clip_and_by_labels(manifest):
     assert len(queries) == 8 and relevant.sum(1).tolist() == [2] * 8 and len(set(queries)) == 8
 
 
-def test_same_and_mix():
-    positives = same(["a", "b", "a"])
-    assert positives.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+def test_shared_and_mix():
+    names = ["a", "b", "a"]
+    assert shared([[n] for n in names], names).tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    assert shared([["a", "b"], ["c", "c"]], ["a", "b", "c"]).tolist() == [[True, True, False], [False, False, True]]
     wave, durations = torch.eye(3, 5), torch.tensor([1.0, 2.0, 3.0])
-    untouched = mix_clips(wave, durations, positives, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(untouched, (wave, durations, positives)))
+    mixed, longest, heard = mix_clips(wave, durations, 0.0)
+    assert torch.equal(mixed, wave) and torch.equal(longest, durations) and heard.tolist() == [[0, 0], [1, 1], [2, 2]]
     torch.manual_seed(3)
-    mixed, longest, union = mix_clips(wave, durations, torch.eye(3, dtype=torch.bool), 1.0)
+    mixed, longest, heard = mix_clips(wave, durations, 1.0)
     for i in range(3):
-        heard = mixed[i, :3] > 0
-        assert torch.equal(heard, union[i]), "a row's positives are the clips that sound in it"
-        assert longest[i] == durations[heard].max() and (mixed[i][mixed[i] > 0] >= 10 ** -0.5 - 1e-6).all()
+        sounding = mixed[i, :3] > 0
+        assert sounding.nonzero().flatten().tolist() == sorted(set(heard[i].tolist())), "the rows that are named sound in the mixture"
+        assert longest[i] == durations[sounding].max() and (mixed[i][mixed[i] > 0] >= 10 ** -0.5 - 1e-6).all()
 
 
 @pytest.mark.parametrize("change, words", [
