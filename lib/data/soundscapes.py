@@ -1,8 +1,9 @@
 """The embedded data set: synthesised soundscapes with exact ground truth, rendered on this machine.
 
-Scenes come from lib.data.scenes, captions from lib.data.scene_captions, all ranges from soundscapes.yaml. The audio is
-cached in <data folder>/soundscapes/<digest of the ranges, the code, seed and clip length>; a rendering that was killed
-goes on where it stopped.
+Scenes come from lib.data.scenes, captions from lib.data.scene_captions, all ranges from soundscapes.yaml. The same scenes
+can be rendered to one channel, to four (lib.data.scene_space) or to a video with sound (lib.data.scene_video). The files are
+cached in <data folder>/soundscapes/<digest of the ranges, the code, seed, clip length and rendering>; a rendering that was
+killed goes on where it stopped, and a file that was damaged since is rendered again.
 """
 from __future__ import annotations
 
@@ -11,58 +12,79 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pandas as pd
 import soundfile
 
-from lib.audio import signals, synthesis
-from lib.audio.signals import SAMPLE_RATE, to_samples
+from lib import files
+from lib.audio import ambisonics, signals, synthesis
+from lib.audio.signals import SAMPLE_RATE
 from lib.data import scenes
 from lib.data.manifest import SPLITS, Manifest
-from lib.progress import track
 from lib.data.scene_captions import captions
+from lib.progress import track
 from lib.settings import data_dir
 
 BATCH = 16  # scenes a worker renders before it reports
+RENDERINGS = {
+    "mono": "Soundscapes (synthesised)",
+    "foa": "Soundscapes (synthesised), first-order ambisonics in the open",
+    "foa_room": "Soundscapes (synthesised), first-order ambisonics in shoebox rooms",
+    "video": "Soundscapes (synthesised), video with sound",
+}
+_SPACES = {"foa": "anechoic", "foa_room": "shoebox"}  # rooms of lib.data.scene_space
 
 
 def prepare(data_root: str | Path | None = None, *, seed: int = 0, num_samples: int | None = None, workers: int = 0,
-            clip_seconds: float = 5.0) -> Manifest:
+            clip_seconds: float = 5.0, rendering: str = "mono") -> Manifest:
     """Render the soundscapes that are not there yet and return their manifest.
 
     Args:
         data_root: folder to write to; None: `soundscapes` in the data folder.
-        seed: of the scenes. Scene i of a split is the same whatever num_samples and workers are.
+        seed: of the scenes. Scene i of a split is the same whatever num_samples, workers and rendering are.
         num_samples: scenes over all splits (at least 3); None: the total of soundscapes.yaml.
         workers: processes that render; 0: this one.
         clip_seconds: length of a scene, 3 to 30 s.
+        rendering: "mono": one channel, FLAC; "foa", "foa_room": four channels (ACN order W, Y, Z, X, SN3D), FLAC, in the
+            open or in a shoebox room; "video": MP4 with one channel of sound.
 
     Returns:
-        Manifest with 48 kHz mono FLAC clips and the extra columns `annotation` (JSON: the Scene and the facts of its
-        captions, see lib.data.scene_captions), `audible_key` (equal where the annotation sounds equal) and `group` (cells).
+        Manifest of 48 kHz clips with the extra columns `annotation` (JSON: the Scene and the facts of its captions, see
+        lib.data.scene_captions), `audible_key` (equal where the annotation sounds equal) and `group` (cells); except for
+        "mono" also `azimuth`, `elevation` (degrees) and `onset` (seconds), lists in the order of `labels`; for "video"
+        `video`, the same file as `path`. info holds "rendering", "sample_rate", "channels" and, of four, "channel_order".
 
     Raises:
         ValueError: an argument out of range.
     """
+    if rendering not in RENDERINGS:
+        raise ValueError(f"rendering must be one of {', '.join(RENDERINGS)}, got {rendering!r}")
     counts = split_counts(scenes.config()["total"] if num_samples is None else num_samples)
-    folder = Path(data_root or data_dir() / "soundscapes") / digest(seed, clip_seconds)
+    folder = Path(data_root or data_dir() / "soundscapes") / digest(seed, clip_seconds, rendering)
     worlds = [scenes.sample_scene(seed, split, i, clip_seconds) for split in SPLITS for i in range(counts[split])]
     _check_cells(worlds)
-    (folder / "audio").mkdir(parents=True, exist_ok=True)
-    missing = [scene for scene in worlds if not _is_rendered(folder / _path(scene), scene)]
-    batches = [missing[i:i + BATCH] for i in range(0, len(missing), BATCH)]
-    rendered = _in_parallel(batches, folder, workers) if workers and missing else (_render(batch, folder) for batch in batches)
-    for _ in track(rendered, len(batches), f"rendering soundscapes ({BATCH} scenes a step)"):
-        pass
+    clips = {scene: folder / _path(scene, rendering) for scene in worlds}
+    _render_missing(clips, rendering, workers)
+    from lib.data import health  # here, because it loads torch, which the processes that render do without
+    verdicts = health.inspect(map(str, clips.values()), workers)
+    damaged = [file for scene, file in clips.items() if verdicts[str(file)].reason
+               or verdicts[str(file)].duration < health.TRUNCATED * scene.duration]
+    for file in damaged:
+        file.unlink(missing_ok=True)
+    _render_missing(clips, rendering, workers)
     settings = scenes.config()
-    info = {"title": "Soundscapes (synthesised)", "classes": scenes.classes(), "taxonomy": scenes.taxonomy(),
+    info = {"title": RENDERINGS[rendering], "classes": scenes.classes(), "taxonomy": scenes.taxonomy(),
             "templates": settings["templates"], "phrases": {c: settings["classes"][c]["phrase"] for c in scenes.classes()},
-            "seed": seed, "clip_seconds": clip_seconds, "digest": folder.name}
-    from lib.data.health import check  # here, because it loads torch, which the processes that render do without
-    return check(Manifest(pd.DataFrame([_row(scene) for scene in worlds]), "soundscapes", folder, info), workers)
+            "seed": seed, "clip_seconds": clip_seconds, "digest": folder.name, "rendering": rendering,
+            "sample_rate": SAMPLE_RATE, "channels": 1}
+    if rendering in _SPACES:
+        info |= {"channels": 4, "channel_order": "ACN W, Y, Z, X, SN3D"}
+    table = pd.DataFrame([_row(scene, rendering) for scene in worlds])
+    return health.check(Manifest(table, "soundscapes", folder, info), workers)
 
 
 def split_counts(total: int) -> dict[str, int]:
@@ -75,23 +97,33 @@ def split_counts(total: int) -> dict[str, int]:
     return {"train": total - sum(counts.values()), **counts}
 
 
-def digest(seed: int, clip_seconds: float) -> str:
-    """16 hex digits that change with anything the samples of a scene depend on: ranges, code, seed, clip length."""
-    total = hashlib.sha256(json.dumps([seed, float(clip_seconds)]).encode())
-    for source in (scenes.CONFIG, scenes.__file__, signals.__file__, synthesis.__file__):
+def digest(seed: int, clip_seconds: float, rendering: str = "mono") -> str:
+    """16 hex digits that change with anything the samples of a scene depend on: ranges, code, seed, clip length, rendering."""
+    sources = [scenes.CONFIG, scenes.__file__, signals.__file__, synthesis.__file__]
+    values = [seed, float(clip_seconds)]
+    if rendering != "mono":
+        values.append(rendering)
+        here = Path(__file__).parent
+        sources += [here / "scene_video.py"] if rendering == "video" else [here / "scene_space.py", ambisonics.__file__]
+    total = hashlib.sha256(json.dumps(values).encode())
+    for source in sources:
         total.update(Path(source).read_bytes())
     return total.hexdigest()[:16]
 
 
-def _row(scene: scenes.Scene) -> dict:
+def _row(scene: scenes.Scene, rendering: str) -> dict:
     texts, facts = captions(scene)
-    return {"clip_id": scene.clip_id, "path": _path(scene), "start": 0.0, "duration": scene.duration, "split": scene.split,
-            "captions": texts, "labels": [e.label for e in scene.events], "group": " ".join(e.cell for e in scene.events),
-            "audible_key": scene.audible_key(), "annotation": json.dumps({**json.loads(scene.to_json()), "facts": facts})}
+    path = _path(scene, rendering)
+    row = {"clip_id": scene.clip_id, "path": path, "start": 0.0, "duration": scene.duration, "split": scene.split,
+           "captions": texts, "labels": [e.label for e in scene.events], "group": " ".join(e.cell for e in scene.events),
+           "audible_key": scene.audible_key(), "annotation": json.dumps({**json.loads(scene.to_json()), "facts": facts})}
+    if rendering != "mono":
+        row |= {name: [getattr(e, name) for e in scene.events] for name in ("azimuth", "elevation", "onset")}
+    return row | ({"video": path} if rendering == "video" else {})
 
 
-def _path(scene: scenes.Scene) -> str:
-    return f"audio/{scene.clip_id}.flac"
+def _path(scene: scenes.Scene, rendering: str) -> str:
+    return f"video/{scene.clip_id}.mp4" if rendering == "video" else f"audio/{scene.clip_id}.flac"
 
 
 def _check_cells(worlds: list[scenes.Scene]) -> None:
@@ -103,32 +135,53 @@ def _check_cells(worlds: list[scenes.Scene]) -> None:
             assert not shared, f"cells {sorted(shared)[:3]} occur in {one} and in {other}"
 
 
-def _is_rendered(file: Path, scene: scenes.Scene) -> bool:
-    """Files appear whole (see `_render`), so the header tells; a file damaged later is rendered again, too."""
-    try:
-        found = soundfile.info(str(file))
-    except soundfile.LibsndfileError:
-        return False
-    return (found.frames, found.samplerate, found.channels) == (to_samples(scene.duration), SAMPLE_RATE, 1)
+def _render_missing(clips: dict[scenes.Scene, Path], rendering: str, workers: int) -> None:
+    """Render the clips whose file is not there; files appear whole, see `_render`."""
+    if all(file.is_file() for file in clips.values()):  # nothing is written, so the folder may be read-only
+        return
+    folder = next(iter(clips.values())).parent
+    with files.alone(folder / ".lock", f"the rendering to {folder}"):
+        for part in folder.glob("*.part"):  # of a rendering that was killed, as nobody else holds the lock
+            part.unlink(missing_ok=True)
+        missing = [(scene, file) for scene, file in clips.items() if not file.is_file()]
+        batches = [missing[i:i + BATCH] for i in range(0, len(missing), BATCH)]
+        rendered = _in_parallel(batches, rendering, workers) if workers else (_render(b, rendering) for b in batches)
+        for _ in track(rendered, len(batches), f"rendering soundscapes ({BATCH} scenes a step)"):
+            pass
 
 
-def _render(batch: list[scenes.Scene], folder: Path) -> int:
-    for scene in batch:
-        file = folder / _path(scene)
+def _render(batch: list[tuple[scenes.Scene, Path]], rendering: str) -> None:
+    for scene, file in batch:
         part = file.with_name(f"{file.name}.{os.getpid()}.part")
-        # Rounded to 16 bits here, so that the file does not depend on how the library rounds.
-        samples = np.round(scenes.render(scene) * 32767).astype(np.int16)
-        soundfile.write(part, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        _write(scene, rendering, part)
         os.replace(part, file)
-    return len(batch)
 
 
-def _in_parallel(batches: list[list[scenes.Scene]], folder: Path, workers: int) -> Iterator[int]:
+def _write(scene: scenes.Scene, rendering: str, file: Path) -> None:
+    if rendering == "video":
+        from lib.data import scene_video  # here and below: each rendering loads only what it needs
+        scene_video.write(scene, scenes.render(scene), file)
+        return
+    if rendering == "mono":
+        samples = scenes.render(scene)
+    else:
+        from lib.data import scene_space
+        samples = scene_space.render_foa(scene, _SPACES[rendering]).T
+    # Rounded to 16 bits here, so that the file does not depend on how the library rounds.
+    soundfile.write(file, np.round(samples * 32767).astype(np.int16), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+
+
+def _in_parallel(batches: list, rendering: str, workers: int) -> Iterator[None]:
     # spawn: a fork would copy the threads and locks of a notebook kernel
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         try:
-            for future in as_completed([pool.submit(_render, batch, folder) for batch in batches]):
+            for future in as_completed([pool.submit(_render, batch, rendering) for batch in batches]):
                 yield future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)  # a failure or an interrupt should not wait for all the rest
             raise
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: after a kill -9 it would wait for work for ever."""
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

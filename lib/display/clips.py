@@ -1,9 +1,9 @@
-"""Inline audio players for notebooks and HTML reports: static HTML, no script, nothing fetched from a network.
+"""Inline audio and video players for notebooks and HTML reports: static HTML, no script, nothing fetched from a network.
 
 Convention: a waveform is (channels, samples) or (samples,), floating point with full scale +-1, numpy or torch. The gain is
 fixed at one: what is quiet stays quiet, what passes +-1 is cut there and says so, so that two players can be compared by
 ear. Sound travels as Ogg Vorbis, which every current browser plays (32 kHz mono: about 10 kB and 4 ms of encoding a second
-of sound on one core). Captions, titles and file names are data from outside and are escaped, quotes included.
+of sound on one core); a video as the MP4 file that it is. Captions, titles and file names are data from outside and are escaped, quotes included.
 """
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ import soundfile
 import torch
 from tqdm.auto import tqdm
 
+from lib.audio.ambisonics import stereo
 from lib.data.manifest import Manifest
 from lib.display.spectrograms import thumbnail_png
 from lib.media import audio
 
 BYTE_BUDGET = 8_000_000
+VIDEO_BYTES = 4_000_000  # of a video that a page carries
 SAMPLE_RATES = (4_000, 192_000)  # what libvorbis encodes; above, libsndfile 1.2.2 crashes the process instead of refusing
 SILENCE_DBFS = -90.0
 _BLOCK = 65_536  # frames a write: libsndfile 1.2.2 overflows its stack when minutes of sound come at once
@@ -45,6 +47,7 @@ min-width:0;overflow-wrap:anywhere}
 .clip-card .clip-flag{font-weight:bold}
 .clip-card .clip-facts{opacity:.72;font-size:11px}
 .clip-card audio{width:100%;height:34px;display:block;margin:5px 0}
+.clip-card video{width:100%;display:block;margin:5px 0;background:#000}
 .clip-card img{width:100%;height:44px;display:block;margin-top:5px;image-rendering:auto}
 </style>"""
 
@@ -72,7 +75,8 @@ class Html:
 
 
 def player(waveform, sample_rate: int, *, caption: str | Sequence[str] = "", score: float | None = None,
-           rank: int | None = None, title: str = "", hit: bool | None = None, thumbnail: bool = False) -> Html:
+           rank: int | None = None, title: str = "", hit: bool | None = None, thumbnail: bool = False,
+           video: str | os.PathLike | None = None) -> Html:
     """One clip with its player.
 
     Args:
@@ -83,12 +87,13 @@ def player(waveform, sample_rate: int, *, caption: str | Sequence[str] = "", sco
         score, rank: of this clip for its query; rank 1 is the best.
         hit: True highlights the clip as ground truth.
         thumbnail: also draw a small log-mel picture (fixed scale, -100 to -20 dB of full scale a mel band).
+        video: an MP4 file that is played, with its own sound, in place of the waveform.
 
     Raises:
         ValueError, TypeError: a shape, type or sample rate that cannot be played, with the way out.
     """
     return gallery([dict(waveform=waveform, sample_rate=sample_rate, caption=caption, score=score, rank=rank, title=title,
-                         hit=hit, thumbnail=thumbnail)], columns=1, byte_budget=None)
+                         hit=hit, thumbnail=thumbnail, video=video)], columns=1, byte_budget=None)
 
 
 def gallery(items: Iterable[Mapping], *, columns: int = 3, byte_budget: int | None = BYTE_BUDGET,
@@ -117,29 +122,35 @@ def gallery(items: Iterable[Mapping], *, columns: int = 3, byte_budget: int | No
         used += len(picture)
         if sound is None:
             body = f'<div class="clip-bad" role="alert"><b>Not playable:</b> {escape(clip.problem)}</div>'
-        elif byte_budget is None or used + _uri_length(sound) <= byte_budget:
-            source = _data_uri(sound)
+        elif byte_budget is None or used + 4 * math.ceil(len(sound) / 3) <= byte_budget:
+            source = f"data:{clip.media};base64,{base64.b64encode(sound).decode()}"
             used += len(source)
-            body = _audio(source, clip)
+            body = _playable(source, clip)
         elif folder is None:
             body = '<div class="clip-bad">Not embedded: the byte budget of this page is used up (give a folder to link to).</div>'
         else:
             linked.append(_write(Path(folder), clip, sound))
-            body = _audio(quote(f"{prefix}/{linked[-1].name}" if prefix else linked[-1].name), clip)
+            body = _playable(quote(f"{prefix}/{linked[-1].name}" if prefix else linked[-1].name), clip)
         cards.append(clip.card(picture + body))
     grid = f'<div class="clip-gallery" style="grid-template-columns:repeat({columns},minmax(0,1fr))">'
     return Html(_STYLE + grid + "".join(cards) + "</div>", len(cards), used, tuple(linked))
 
 
 def clip(manifest: Manifest, row: int, *, sample_rate: int = 32000, seconds: float = 10.0, **shown) -> dict:
-    """A clip of a manifest as an item of `gallery`: its first `seconds`, its labels as title and its captions.
+    """A clip of a manifest as an item of `gallery`: its first `seconds`, its labels as title and its captions; ambisonics in
+    stereo, a video (up to `VIDEO_BYTES`) with its picture.
 
     Args:
         row: of the manifest.  sample_rate: Hz.  shown: what else `player` takes (score, rank, hit, thumbnail), or other captions.
     """
     entry = manifest.row(row)
-    waveform = audio.read(manifest.file(row), sample_rate=sample_rate, start=entry["start"], duration=min(seconds, entry["duration"]))
-    return {"waveform": waveform, "sample_rate": sample_rate, "title": ", ".join(entry["labels"]), "caption": entry["captions"], **shown}
+    spatial, video = manifest.info.get("channels") == 4, manifest.root / entry["video"] if entry.get("video") else None
+    waveform = audio.read(manifest.file(row), sample_rate=sample_rate, start=entry["start"], duration=min(seconds, entry["duration"]),
+                          mono=not spatial)
+    if video is not None and video.stat().st_size <= VIDEO_BYTES:
+        shown = {"video": video, **shown}
+    return {"waveform": stereo(waveform) if spatial else waveform, "sample_rate": sample_rate, "title": ", ".join(entry["labels"]),
+            "caption": entry["captions"], **shown}
 
 
 def listen_entry(item: Mapping, folder: str | os.PathLike) -> dict:
@@ -165,19 +176,22 @@ def listen_entry(item: Mapping, folder: str | os.PathLike) -> dict:
 class _Clip:
     """A checked waveform (channels, samples) float32 with what is said about it."""
 
-    def __init__(self, waveform, sample_rate, *, caption="", score=None, rank=None, title="", hit=None, thumbnail=False):
+    def __init__(self, waveform, sample_rate, *, caption="", score=None, rank=None, title="", hit=None, thumbnail=False, video=None):
         self.waveform, self.sample_rate = _checked(waveform), _checked_rate(sample_rate)
         self.caption = str(caption) if isinstance(caption, str) or caption is None else "\n".join(map(str, caption))
         self.score, self.rank, self.title, self.hit, self.thumbnail = score, rank, str(title), hit, thumbnail
+        self.video, self.media = video, "audio/ogg" if video is None else "video/mp4"
         bad = int(np.count_nonzero(~np.isfinite(self.waveform)))
         self.problem = "" if self.waveform.size else "no samples"
         if bad:
             self.problem = f"{bad} of {self.waveform.size} samples are NaN or infinite"
 
     def encode(self) -> bytes | None:
-        """The sound as Ogg Vorbis at its own level and sample rate, or None when there is a problem."""
+        """The sound as Ogg Vorbis at its own level and sample rate (or the video's file), or None when there is a problem."""
         if self.problem:
             return None
+        if self.video is not None:
+            return Path(self.video).read_bytes()
         # Beyond full scale every device cuts; cutting here makes all of them cut alike.
         frames = np.clip(self.waveform, -1.0, 1.0).T
         buffer = io.BytesIO()
@@ -235,8 +249,8 @@ def _checked(waveform) -> np.ndarray:
         raise ValueError(f"waveform has shape {array.shape}, expected (channels, samples); this looks like (time, channels): "
                          "transpose it with waveform.T")
     if channels == 4:
-        raise ValueError("waveform has 4 channels, which looks like first-order ambisonics: decode it to two ears first "
-                         "(binaural decoding comes with the spatial family) or play its omnidirectional channel, waveform[:1]")
+        raise ValueError("waveform has 4 channels, which looks like first-order ambisonics: decode it first with "
+                         "lib.audio.ambisonics.stereo, or play its omnidirectional channel, waveform[:1]")
     if channels not in (1, 2):
         raise ValueError(f"waveform has {channels} channels, expected 1 or 2: choose two, or fold them with waveform.mean(0)")
     return array.astype(np.float32)
@@ -250,16 +264,9 @@ def _checked_rate(sample_rate) -> int:
     return int(sample_rate)
 
 
-def _uri_length(sound: bytes) -> int:
-    return len("data:audio/ogg;base64,") + 4 * math.ceil(len(sound) / 3)
-
-
-def _data_uri(sound: bytes) -> str:
-    return "data:audio/ogg;base64," + base64.b64encode(sound).decode()
-
-
-def _audio(source: str, clip: _Clip) -> str:
-    return f'<audio controls preload="metadata" aria-label="{escape(clip.title or "clip")}" src="{escape(source)}"></audio>'
+def _playable(source: str, clip: _Clip) -> str:
+    kind = clip.media.partition("/")[0]
+    return f'<{kind} controls preload="metadata" aria-label="{escape(clip.title or "clip")}" src="{escape(source)}"></{kind}>'
 
 
 def _write(folder: Path, clip: _Clip, sound: bytes) -> Path:
@@ -271,5 +278,6 @@ def _write(folder: Path, clip: _Clip, sound: bytes) -> Path:
     with os.fdopen(handle, "wb") as file:
         file.write(sound)
     os.chmod(temporary, 0o644)  # mkstemp makes private files; a report is to be served
-    os.replace(temporary, folder / f"{digest}.ogg")
-    return folder / f"{digest}.ogg"
+    final = folder / f"{digest}.{'ogg' if clip.video is None else 'mp4'}"
+    os.replace(temporary, final)
+    return final

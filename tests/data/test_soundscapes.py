@@ -1,17 +1,23 @@
 """The embedded data set: what the annotation says is in the audio, and a scene depends on (seed, split, index) only."""
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
+from lib.audio import ambisonics
 from lib.audio.directions import DIRECTIONS, direction_word
 from lib.audio.signals import SAMPLE_RATE, to_samples
 from lib.data import scenes
 from lib.data.scene_captions import caption_matches, caption_relevance, captions, compose
 from lib.data.scenes import Scene, cells, config, mix, propagate, render_events, sample_scene
+from lib.data.scene_space import render_foa
 from lib.data.soundscapes import digest, prepare, split_counts
 from lib.media import audio
 from lib.settings import ROOT
@@ -273,15 +279,84 @@ def test_a_killed_rendering_goes_on(tmp_path):
     kept = files[0].stat().st_mtime_ns
     files[1].unlink()
     files[2].write_bytes(content[2][:20])
-    files[3].with_name(files[3].name + ".1.part").write_bytes(b"half")
+    part = files[3].with_name(files[3].name + ".1.part")
+    part.write_bytes(b"half")
     again = prepare(tmp_path, num_samples=6, clip_seconds=3.0)
+    assert not part.exists(), "what a killed rendering left behind goes"
     assert [f.read_bytes() for f in files] == content and files[0].stat().st_mtime_ns == kept
     assert again.fingerprint == manifest.fingerprint
 
 
+def test_a_damaged_file_is_rendered_again(tmp_path):
+    manifest = prepare(tmp_path, num_samples=4, clip_seconds=3.0)
+    files = [manifest.file(i) for i in range(4)]
+    content = [f.read_bytes() for f in files]
+    files[0].write_bytes(content[0][: len(content[0]) // 2])  # its header is whole
+    files[1].write_bytes(b"")
+    files[2].write_bytes(b"not a clip")
+    again = prepare(tmp_path, num_samples=4, clip_seconds=3.0)
+    assert [f.read_bytes() for f in files] == content and again.info["health"]["kept"] == 4
+
+
+@pytest.mark.parametrize("rendering, room", [("foa", "anechoic"), ("foa_room", "shoebox")])
+def test_renderings_in_space(tmp_path, rendering, room):
+    plain = prepare(tmp_path, num_samples=4, clip_seconds=3.0)
+    manifest = prepare(tmp_path, num_samples=4, clip_seconds=3.0, rendering=rendering)
+    assert manifest.root != plain.root and manifest.splits == plain.splits and manifest.info["health"]["kept"] == 4
+    facts = {"rendering": rendering, "channels": 4, "sample_rate": SAMPLE_RATE, "channel_order": "ACN W, Y, Z, X, SN3D"}
+    assert facts.items() <= manifest.info.items() and plain.info["channels"] == 1 and plain.info["rendering"] == "mono"
+    for i in range(4):
+        row, same = manifest.row(i), plain.row(i)
+        assert {name: row[name] for name in same} == same, "annotation and captions stay"
+        scene = Scene.from_dict(json.loads(row["annotation"]))
+        for name in ("azimuth", "elevation", "onset"):
+            assert row[name] == [getattr(e, name) for e in scene.events] and len(row[name]) == len(row["labels"])
+        clip = audio.read(manifest.file(i), sample_rate=None, mono=False)
+        assert clip.shape == (4, to_samples(3.0)) and audio.probe(manifest.file(i)).channels == 4
+        assert np.abs(clip.numpy() - render_foa(scene, room)).max() < 1 / 16384  # 16 bits
+
+
+def test_direction_measured_in_the_files_is_the_annotated_one(tmp_path):
+    """Scenes of one event, background and 16 bits included: within 1 degree over the event's span."""
+    manifest = prepare(tmp_path, num_samples=16, clip_seconds=3.0, rendering="foa")
+    errors = []
+    for i in range(len(manifest)):
+        row = manifest.row(i)
+        if len(row["labels"]) == 1:
+            event = json.loads(row["annotation"])["events"][0]
+            clip = audio.read(manifest.file(i), sample_rate=None, mono=False, start=event["onset"], duration=event["duration"])
+            found = ambisonics.unit_vector(*ambisonics.direction(ambisonics.intensity(clip.double())))
+            true = ambisonics.unit_vector(row["azimuth"][0], row["elevation"][0])
+            errors.append(np.degrees(np.arctan2(np.linalg.norm(np.cross(found, true)), found @ true)))
+    assert len(errors) >= 3 and max(errors) < 1
+
+
+def test_video_holds_the_same_sound(tmp_path):
+    manifest = prepare(tmp_path, num_samples=3, clip_seconds=3.0, rendering="video")
+    assert manifest.info["health"]["kept"] == 3 and manifest.info["channels"] == 1
+    for i in range(3):
+        row = manifest.row(i)
+        assert row["video"] == row["path"] and row["path"].endswith(".mp4")
+        scene = Scene.from_dict(json.loads(row["annotation"]))
+        assert row["azimuth"] == [e.azimuth for e in scene.events]
+        clip, dry = audio.read(manifest.file(i), sample_rate=SAMPLE_RATE)[0].numpy(), scenes.render(scene)
+        length = min(len(clip), len(dry))
+        assert abs(len(clip) - len(dry)) < 0.05 * SAMPLE_RATE
+        assert np.corrcoef(clip[:length], dry[:length])[0, 1] > 0.9, "they start together"
+    content = manifest.file(0).read_bytes()
+    manifest.file(0).write_bytes(content[: len(content) // 2])
+    prepare(tmp_path, num_samples=3, clip_seconds=3.0, rendering="video")
+    assert manifest.file(0).read_bytes() == content
+
+
+def test_unknown_rendering_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mono, foa, foa_room, video"):
+        prepare(tmp_path, num_samples=3, rendering="stereo")
+
+
 def test_the_cache_is_named_by_all_it_depends_on(tmp_path, monkeypatch):
-    names = {digest(0, 5.0), digest(1, 5.0), digest(0, 6.0)}
-    assert digest(0, 5) == digest(0, 5.0) and len(names) == 3
+    names = {digest(0, 5.0), digest(1, 5.0), digest(0, 6.0), *(digest(0, 5.0, r) for r in ("foa", "foa_room", "video"))}
+    assert digest(0, 5) == digest(0, 5.0) == digest(0, 5.0, "mono") and len(names) == 6
     changed = tmp_path / "soundscapes.yaml"
     changed.write_bytes(scenes.CONFIG.read_bytes() + b"\n# changed\n")
     monkeypatch.setattr(scenes, "CONFIG", changed)
@@ -289,5 +364,40 @@ def test_the_cache_is_named_by_all_it_depends_on(tmp_path, monkeypatch):
 
 
 def test_rendering_processes_do_not_load_torch():
-    code = "import sys, lib.data.soundscapes; sys.exit('torch' in sys.modules)"
+    code = "import sys, pyroomacoustics, lib.data.soundscapes, lib.data.scene_space; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rendering, scale", [("foa_room", 120), ("mono", 240)])
+def test_kill_at_random_times(tmp_path, rendering, scale):
+    """kill -9 of a rendering by two processes, again and again, then finished: not a bit differs from one never stopped."""
+    arguments = dict(num_samples=scale, clip_seconds=3.0, rendering=rendering)
+    whole = prepare(tmp_path / "whole", **arguments)
+    root, rng = tmp_path / "killed", np.random.default_rng()
+    code = f"from lib.data.soundscapes import prepare; prepare({str(root)!r}, workers=2, **{arguments!r})"
+    done, interrupted = 0, 0
+    for attempt in range(6):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(root.rglob("*.flac"))) == done and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        if attempt % 2:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:  # the parent alone: its workers notice
+            process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "workers outlive the process that started them"
+        before, done = done, len(list(root.rglob("*.flac")))
+        interrupted += before < done < scale
+    print(f'{interrupted} of 6 kills came while clips were being made')
+    assert interrupted >= 2
+    again = prepare(root, workers=2, **arguments)
+    assert again.fingerprint == whole.fingerprint and len(again) == scale
+    names = {path.name for path in again.file(0).parent.iterdir()} - {".lock"}
+    assert names == {again.file(i).name for i in range(scale)}, "nothing is left over that is no clip of the manifest"
+    for i in range(scale):
+        assert again.file(i).read_bytes() == whole.file(i).read_bytes()

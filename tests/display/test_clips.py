@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+from lib.data import scene_video, scenes
 from lib.data.manifest import Manifest
 from lib.display import clips
 
@@ -111,7 +112,7 @@ def test_nan_and_infinity_give_a_box_and_no_player(value, tmp_path):
     (np.zeros((16000, 2)), r"\(time, channels\).*waveform\.T"),
     (np.zeros((16000, 1)), r"\(time, channels\).*waveform\.T"),
     (np.zeros((5, 2)), r"\(time, channels\)"),
-    (np.zeros((4, 16000)), "ambisonics.*spatial family"),
+    (np.zeros((4, 16000)), "ambisonics.*lib.audio.ambisonics.stereo"),
     (np.zeros((3, 16000)), "3 channels"),
     (np.zeros((2, 1, 16000)), r"batch\[0\]"),
 ])
@@ -202,3 +203,21 @@ def test_a_clip_of_a_manifest_is_an_item(tmp_path):
     assert (item["title"], item["caption"], item["rank"], item["waveform"].shape) == ("x, y", ["one", "two"], 2, (1, 48000))
     np.testing.assert_allclose(item["waveform"][0], tone(32000, 3.0)[0][16000:64000], atol=1e-6)
     assert "one<br>two" in clips.gallery([item]).html
+
+
+def test_ambisonics_are_heard_in_stereo_and_videos_are_seen(tmp_path):
+    left = np.stack([tone()[0], tone()[0], np.zeros(16000), np.zeros(16000)])        # W = Y: from the left
+    soundfile.write(tmp_path / "foa.wav", left.T, 16000, subtype="FLOAT")
+    row = {"clip_id": "a", "path": "foa.wav", "start": 0.0, "duration": 1.0, "split": "test", "captions": ["from the left"], "labels": ["x"]}
+    item = clips.clip(Manifest(pd.DataFrame([row]), "toy", tmp_path, {"channels": 4}), 0, sample_rate=16000)
+    assert item["waveform"].shape == (2, 16000) and item["waveform"][0].abs().max() > 0.4 and item["waveform"][1].abs().max() < 1e-6
+
+    scene = scenes.sample_scene(0, "test", 0, 3.0)
+    scene_video.write(scene, scenes.render(scene), tmp_path / "a.mp4")
+    film = pd.DataFrame([row | {"path": "a.mp4", "video": "a.mp4", "duration": 3.0}])
+    item = clips.clip(Manifest(film, "toy", tmp_path), 0)
+    html = clips.gallery([item, item], byte_budget=len(base64.b64encode((tmp_path / "a.mp4").read_bytes())) + 100, folder=tmp_path / "linked").html
+    [embedded] = re.findall(r'<video controls[^>]* src="data:video/mp4;base64,([^"]+)"', html)
+    assert base64.b64decode(embedded) == (tmp_path / "a.mp4").read_bytes()
+    assert len(re.findall(r'<video controls[^>]* src="linked/[0-9a-f]{16}\.mp4"', html)) == 1 and "<audio" not in html
+    assert clips.listen_entry(item, tmp_path)["audio"].endswith(".mp4")
