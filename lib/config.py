@@ -51,6 +51,8 @@ class RunConfig:
             if isinstance(getattr(self, field.name), list):      # JSON has no tuples
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         glossary.check({f.name: getattr(self, f.name) for f in fields(self)}, type(self).__name__)
+        for field in fields(self):                               # one spelling of a path, whoever wrote it and from where
+            object.__setattr__(self, field.name, glossary.PARAMETERS[field.name].resolve(getattr(self, field.name)))
         if self.selection == "best" and "val" in self.fit_splits:
             raise glossary.ParameterError(f"{type(self).__name__}: selection 'best' needs a validation split that is not trained on; "
                                           "with 'val' in fit_splits use selection 'last'")

@@ -15,14 +15,14 @@ _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\
 
 
 def user_path(text: str | Path) -> Path:
-    """The path that a person means, read alike in a notebook, a profile and a command line. It may not exist, and may be relative.
+    """The path that a person means, read alike in a notebook, a profile and a command line; it need not exist or be absolute.
 
     `~` is the home folder. Backslashes, single or doubled, separate folders where the path does not exist as it is written and
     does with `/` in their place.
 
     Raises:
-        ValueError: an empty text; a home folder that nobody has; a control character (a line break, a tab ...), which stands where
-            a backslash was not doubled: the message shows the right spelling.
+        ValueError: an empty text; a home folder that nobody has; a control character (a line break, a tab ...), which stands
+            where a backslash was not doubled: the message shows the right spelling.
     """
     text = os.fspath(text)
     if not text:
@@ -30,15 +30,15 @@ def user_path(text: str | Path) -> Path:
     spellings = [os.path.expanduser(spelling) for spelling in (text, text.replace("\\", "/"))]
     found = next(filter(os.path.exists, spellings), None)
     controls = {c for c in text if unicodedata.category(c) in ("Cc", "Zl", "Zp")}
-    if controls and (found is None or min(controls) < " "):     # a name in a wrong encoding may hold those above, and exist
+    if controls and (found is None or min(controls) < " "):   # a name in a wrong encoding may hold those above, and exist
         meant = "".join("\\" + _ESCAPES.get(c, f"x{ord(c):02x}") if c in controls else c for c in text)
         quote = '"' if '"' not in meant else "'"
-        forward, doubled, raw = (f"{quote}{shown}{quote}" for shown in (meant.replace("\\", "/"), meant.replace("\\", "\\\\"), meant))
+        ways = [f"{quote}{way}{quote}" for way in (meant.replace("\\", "/"), meant.replace("\\", "\\\\"), meant)]
         raise ValueError(f"{text!r} holds a control character, as a single backslash in a quoted text makes one; "
-                         f"write {forward}, {doubled} or, in Python, r{raw}")
+                         f"write {ways[0]}, {ways[1]} or, in Python, r{ways[2]}")
     path = found or spellings[text.startswith("~")]
     if found is None and path.startswith("~"):
-        raise ValueError(f"{text!r} starts with a home folder that is not there; write the whole path, or ./{text} for a name with ~")
+        raise ValueError(f"{text!r} starts with a home folder that is not there; write the whole path, or ./{text} for such a name")
     return Path(path)
 
 

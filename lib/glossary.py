@@ -32,7 +32,7 @@ class Parameter:
         low, high: inclusive bounds for numbers.
         choices: the allowed strings; a choice ending in ":N" allows any whole number there.
         optional: None is allowed and means what `meaning` says.
-        local: the text may name a local file or folder, and is then read as a path; one that can be nothing else must exist.
+        local: the text may name a local file or folder, and is then read as a path; it may also be the name of something else.
     """
 
     kind: type
@@ -78,17 +78,16 @@ class Parameter:
             path = user_path(value)
         except ValueError as error:
             return str(error)
-        must_exist = self.kind is Path or str(value).startswith((".", "~", "/")) or "\\" in str(value)
-        if must_exist and not os.path.exists(path):
+        if self.kind is Path and not os.path.exists(path):
             return f"{str(value)!r} does not exist; give an existing path (relative paths start at {Path.cwd()})"
         return None
 
     def resolve(self, value: object) -> object:
-        """A value that has no `problem` in the form that does not depend on the working folder: paths that exist absolute, as text."""
+        """A value without a `problem`, meaning the same in every working folder: a path that exists is made absolute (a text)."""
         if value is None or not (self.kind is Path or self.local):
             return value
         path = user_path(value)
-        return str(path.absolute()) if self.kind is Path or os.path.exists(path) else value
+        return str(path.absolute()) if os.path.exists(path) else value
 
 
 def _is(value: object, kind: type) -> bool:
@@ -139,8 +138,8 @@ PARAMETERS: dict[str, Parameter] = {
 
     # retrieval
     "audio_size": Parameter(str, "size of the PaSST encoder", choices=("published", "small", "frames", "tiny")),
-    "audio_weights": Parameter(str, "official PaSST state dict: a local file, or passt_s_p16_s16_128_ap468 (downloaded); None: from scratch", optional=True,
-                               local=True),
+    "audio_weights": Parameter(str, "official PaSST state dict: a local file, or passt_s_p16_s16_128_ap468 (downloaded); None: from scratch",
+                               optional=True, local=True),
     "clip_seconds": Parameter(float, "longest window of a clip in seconds; shorter clips are zero-padded", 0.5, 300),
     "segment_seconds": Parameter(float, "input length of the audio encoder in seconds; longer clips are cut into segments", 0.5, 60),
     "patchout_frequency": Parameter(float, "share of rows of patches dropped in training", 0, 0.99),
@@ -212,5 +211,5 @@ def load_yaml(text: str, where: str) -> object:
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
-        remedy = "; write a path as C:/new/table, or with doubled backslashes" if "escape" in str(error) else ""
-        raise ParameterError(f"{where}: not readable as YAML: {error}{remedy}") from error
+        remedy = " (write a path as C:/new/table, or with doubled backslashes)" if "escape" in str(error) else ""
+        raise ParameterError(f"{where}: not readable as YAML{remedy}: {error}") from error

@@ -10,6 +10,8 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lib.files import user_path
+
 if TYPE_CHECKING:
     from lib.data.manifest import Manifest
 
@@ -27,7 +29,7 @@ def prepare(dataset: str, *, data_root: str | Path | None = None, seed: int = 0,
 
     Args:
         dataset: one of DATASETS.
-        data_root: folder of the data set; None where it can be made or is under the data folder.
+        data_root: folder of the data set, as `lib.files.user_path` reads it; None where it can be made or is under the data folder.
         seed: seed of what a data set draws (splits of published data sets do not depend on it).
         num_samples: at most this many clips, shared over the splits; None: all.
         workers: processes for making and checking files; 0: in this process.
@@ -41,7 +43,7 @@ def prepare(dataset: str, *, data_root: str | Path | None = None, seed: int = 0,
     if unknown:
         raise ValueError(f"data set {dataset!r} has no option {unknown[0]!r}; it has: {', '.join(known) or 'none'}")
     if data_root is not None:
-        data_root = Path(data_root).expanduser().absolute()
+        data_root = user_path(data_root).absolute()
         if not data_root.is_dir():
             raise FileNotFoundError(f"data_root: {data_root} is not a folder; give the folder of {dataset!r}, or None")
     module = import_module(DATASETS[dataset])

@@ -1,24 +1,24 @@
 """Bad media is counted, not hidden: which files of a manifest decode to usable sound, and why the others do not.
 
-Each file is decoded once from end to end; the verdict is cached by (path, size, modification time), so that checking
-again, or checking another manifest over the same files, costs a look at the folder.
+Each file is decoded once from end to end, in a process that it may hang or crash; the verdict is cached by (path, size,
+modification time) as it comes, so that checking again, also after a kill, or checking another manifest over the same files, costs
+a look at the folder.
 """
 from __future__ import annotations
 
 import os
-import struct
+import time
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
+from lib.data.inspection import TRUNCATED, Verdict, inspect_all
 from lib.data.manifest import Manifest
-from lib.media import audio
+from lib.files import alone
 from lib.progress import track
 from lib.settings import data_dir
 
@@ -27,31 +27,23 @@ REASONS = {
     "empty": "0 bytes, or no sample of sound",
     "unreadable": "no decoder recognises it as audio (or it is a folder)",
     "truncated": "it breaks off, or is damaged, before the length that its header or the table states",
+    "hanging": "its decoder got stuck and was ended after some seconds",
+    "crashing": "its decoder crashed, or took more memory than a clip can need",
     "nan": "it holds values that are no finite numbers",
     "silent": "it never moves by more than 1e-4 of full scale (-80 dB)",
     "too short": "shorter than min_seconds",
 }
-SILENCE = 1e-4  # half the distance from the lowest to the highest sample, so that a constant offset is silence, too
-TRUNCATED = 0.9  # share of the stated length that must decode; encoders' padding makes stated lengths a little too long
+PASSING = ("hanging", "crashing")  # may have been the disk or the memory of a bad moment: looked at again the next time
 EXAMPLES = 5
-_POOL_FROM = 32  # fewer new files than this are done before worker processes have started
+_SAVE = 15.0  # seconds between two savings of the cache
 _CACHE = "health-1.parquet"  # the number changes with the rules above, so that old verdicts are not used
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What decoding one file showed: reason (a key of REASONS, or "" for a good file) and the decoded seconds."""
-
-    reason: str
-    duration: float = 0.0
 
 
 def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1) -> Manifest:
     """The manifest without the clips that cannot be used, with the counts in info["health"].
 
     Args:
-        workers: processes that decode; 0: this one. (They are spawned: a script that calls this with workers > 0 needs
-            the usual `if __name__ == "__main__":`.)
+        workers: processes that decode (at least one is started: a file may hang or crash its decoder).
         min_seconds: shorter clips are left out.
 
     Returns:
@@ -110,65 +102,24 @@ def inspect(files: Iterable[str], workers: int = 0) -> dict[str, Verdict]:
             verdicts[file] = verdict
         else:
             new.append(file)
-    if new:
-        for file, verdict in zip(new, track(_run(new, workers), len(new), "health check")):
-            verdicts[file] = verdict
-        # Read again: another process may have added to it meanwhile. (A lost race costs a second look, nothing else.)
-        _save(cache_file, {**_load(cache_file), **{file: (*stamps[file], verdicts[file]) for file in new
-                                                   if os.access(file, os.R_OK)}})  # permission can change without a trace
+    unsaved, saved = {}, time.monotonic()
+    with closing(inspect_all(new, workers)) as found:
+        try:
+            for file, verdict in zip(new, track(found, len(new), "health check")):
+                verdicts[file] = verdict
+                if verdict.reason not in PASSING and _can_be_kept(file):
+                    unsaved[file] = (*stamps[file], verdict)
+                if time.monotonic() - saved > _SAVE:
+                    _save(cache_file, unsaved)
+                    unsaved, saved = {}, time.monotonic()
+        finally:  # what was found is not lost to an interrupt
+            _save(cache_file, unsaved)
     return verdicts
 
 
-def inspect_file(file: str) -> Verdict:
-    """Decode one file from end to end, in pieces."""
-    if os.path.isfile(file) and os.path.getsize(file) == 0:
-        return Verdict("empty")
-    try:
-        info = audio.probe(file)
-    except audio.AudioError:
-        return Verdict("unreadable")
-    samples, low, high, finite = 0, np.inf, -np.inf, True
-    try:
-        for block in audio.blocks(file):
-            samples += len(block)
-            low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
-            finite = finite and bool(np.isfinite(block).all())
-    except audio.AudioError:
-        return Verdict("truncated", samples / info.sample_rate)
-    duration = samples / info.sample_rate
-    # The length of raw AAC is estimated from its bit rate, so it proves nothing.
-    stated = 0 if info.codec.startswith("aac/") else info.duration
-    if samples == 0:
-        return Verdict("empty")
-    if duration < TRUNCATED * stated or _is_cut(file):
-        return Verdict("truncated", duration)
-    if not finite:
-        return Verdict("nan", duration)
-    return Verdict("silent" if np.max(high - low) / 2 <= SILENCE else "", duration)
-
-
-def _is_cut(file: str) -> bool:
-    """Whether a wav, aiff or ogg file ends before its own last block does: libsndfile shortens such files without a word."""
-    size = os.path.getsize(file)
-    with open(file, "rb") as stream:
-        head = stream.read(8)
-        stream.seek(max(0, size - 2**17))  # two Ogg pages at least
-        tail = stream.read()
-    if head[:4] == b"OggS":
-        page = tail[tail.rfind(b"OggS"):]  # 27 bytes, the last of which counts the segment lengths that follow
-        return len(page) < 27 or len(page) < 27 + page[26] + sum(page[27: 27 + page[26]])
-    order = {b"RIFF": "<I", b"FORM": ">I"}.get(head[:4])
-    stated = struct.unpack(order, head[4:])[0] if order and len(head) == 8 else 0
-    return stated != 0xFFFFFFFF and size < TRUNCATED * (stated + 8)  # 0xFFFFFFFF: written to a pipe, length not known
-
-
-def _run(files: list[str], workers: int):
-    """Verdicts in the order of `files`. (The place where a file that hangs its decoder would be given a time limit.)"""
-    if workers < 1 or len(files) < _POOL_FROM:
-        yield from map(inspect_file, files)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(inspect_file, files, chunksize=8)
+def _can_be_kept(file: str) -> bool:
+    """Whether a verdict may go into the cache: permission changes without a trace, and bytes that are no UTF-8 cannot be written down."""
+    return os.access(file, os.R_OK) and not any("\ud800" <= letter <= "\udfff" for letter in file)
 
 
 def _stamp(file: str) -> tuple[int, int] | None:
@@ -187,9 +138,12 @@ def _load(cache_file: Path) -> dict[str, tuple[int, int, Verdict]]:
             for file, size, changed, reason, duration in table.itertuples(index=False)}
 
 
-def _save(cache_file: Path, cache: dict[str, tuple[int, int, Verdict]]) -> None:
-    cache_file.parent.mkdir(parents=True, exist_ok=True)
-    rows = [(file, size, changed, verdict.reason, verdict.duration) for file, (size, changed, verdict) in cache.items()]
-    part = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.part")
-    pd.DataFrame(rows, columns=["file", "size", "changed", "reason", "duration"]).to_parquet(part, index=False)
-    os.replace(part, cache_file)
+def _save(cache_file: Path, new: dict[str, tuple[int, int, Verdict]]) -> None:
+    """Add to the cache; several processes may do so at the same time."""
+    if not new:
+        return
+    with alone(cache_file.with_suffix(".lock"), "the cache of the health check"):
+        rows = [(file, size, changed, verdict.reason, verdict.duration) for file, (size, changed, verdict) in (_load(cache_file) | new).items()]
+        part = cache_file.with_name(f"{cache_file.name}.{os.getpid()}.part")
+        pd.DataFrame(rows, columns=["file", "size", "changed", "reason", "duration"]).to_parquet(part, index=False)
+        os.replace(part, cache_file)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.text import RobertaText, TextConfig
+from lib.files import user_path
 
 
 def unit(x: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ class DualEncoder(nn.Module):
         Raises:
             FileNotFoundError / ValueError: naming the folder, when files are missing or belong to another kind of model.
         """
-        folder = Path(folder).expanduser()
+        folder = user_path(folder)
         if not (folder / "config.json").is_file() or not (folder / "model.safetensors").is_file():
             raise FileNotFoundError(f"{folder} is no checkpoint: config.json and model.safetensors are expected there; "
                                     "train one with notebook 10 or give another folder")

@@ -26,6 +26,7 @@ from lib.encoders.dual import DualEncoder
 from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.text import RobertaText, TextConfig
 from lib.evaluation.retrieval import retrieval_metrics
+from lib.files import user_path
 from lib.losses.contrastive import contrastive_loss
 from lib.media.audio import AudioError
 from lib.progress import track
@@ -101,7 +102,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[DualEn
     Raises:
         FileNotFoundError, ValueError: naming the folder and what is wrong with it.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     if not (folder / "training.json").is_file():
         raise FileNotFoundError(f"{folder} holds no training.json: it is no checkpoint of this family; train one with notebook 10")
     config = RetrievalConfig.from_dict(json.loads((folder / "training.json").read_text())["config"] | {"data_root": None})

@@ -1,12 +1,14 @@
 """Feeds wandb or SwanLab from a process of its own: `python log_process.py wandb`, started by lib.training.logs.
 
-Standard input brings JSON lines: the run ({"folder", "id", "name", "config", "pid", "offline"}), then its rows, each with a
-"step", and at last {"success": bool}; an input that ends without that is a run that was killed. Nothing of lib is imported:
-starting takes a second, not ten. Exit code 0: all is written; otherwise the last line said is the reason.
+Standard input brings JSON lines: the run ({"folder", "id", "name", "config", "pid", "seconds", "offline"}), then its rows, each
+with a "step", and at last {"success": bool}; an input that ends without that is a run that was killed. Nothing of lib is
+imported: starting takes a second, not ten. Exit code 0: all is written; otherwise the last line said is the reason.
 """
 import json
 import os
 import sys
+import threading
+import time
 from pathlib import Path
 
 
@@ -55,11 +57,20 @@ def prepare(kind, folder, offline):
         earlier.rename(folder / "superseded" / earlier.name)
 
 
+def outlive(parent, seconds):
+    """End this process `seconds` after the training, which may have been killed while the library hangs."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    time.sleep(seconds)
+    os._exit(1)
+
+
 def main(kind):
     # A library that asks for an API key must find no terminal, and must not eat the rows.
     rows = os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     run = json.loads(rows.readline())
+    threading.Thread(target=outlive, args=(run["pid"], run["seconds"]), daemon=True).start()
     prepare(kind, Path(run["folder"]), run["offline"])
     add, finish = {"wandb": wandb, "swanlab": swanlab}[kind](run)
     success = False

@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -28,16 +29,16 @@ import psutil
 from lib.files import digest, write_text
 from lib.progress import interactive
 
-CLOSE_SECONDS = 60.0       # longest wait for wandb or SwanLab at the end of a run
+CLOSE_SECONDS = 120.0      # how long wandb or SwanLab may go on when the training has ended
 FOLDERS = {"wandb": "wandb", "swanlab": "swanlog"}
 
 
 class Backend(Protocol):
-    """One log. Whatever it raises turns it off."""
+    """One log: takes rows (metric name -> number, and "step") and in the end writes what is left. What it raises turns it off."""
 
-    def add(self, row: dict) -> None: """Log a row: metric name -> number, and "step"."""
+    def add(self, row: dict) -> None: ...
 
-    def close(self) -> None: """Write what is left."""
+    def close(self) -> None: ...
 
 
 class Log:
@@ -55,9 +56,8 @@ class Log:
         folder.mkdir(parents=True, exist_ok=True)
         history[:] = [row for row in history if row["step"] <= step]
         self.folder, self.history, self.every = folder, history, every
-        self.starts: dict[str, Callable[[], Backend]] = {"tensorboard": lambda: _TensorBoard(folder)}
-        for kind in loggers:
-            self.starts[kind] = lambda kind=kind: _Apart(kind, folder, name or folder.name, config or {})
+        self.starts: dict[str, Callable[[], Backend]] = {"tensorboard": partial(_TensorBoard, folder)} | {
+            kind: partial(_Apart, kind, folder, name or folder.name, config or {}) for kind in loggers}
         self.running: dict[str, Backend] = {}
 
     def step(self, state: dict, parts: dict[str, float], rate: float) -> None:
@@ -140,7 +140,7 @@ class _Apart:
         place.mkdir(exist_ok=True)
         identity = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64]
         identity = identity if identity == name else f"{identity}-{digest(name)[:8]}"
-        run = {"folder": str(place), "id": identity, "name": name, "config": config, "pid": os.getpid()}
+        run = {"folder": str(place), "id": identity, "name": name, "config": config, "pid": os.getpid(), "seconds": CLOSE_SECONDS}
         self.waiting = bytearray(json.dumps(run | {"offline": not interactive()}).encode() + b"\n")
         self.kind, self.said = kind, place / "session.log"
         command = [sys.executable, "-P", "-u", "-X", "utf8", str(Path(__file__).with_name("log_process.py")), kind]
@@ -155,7 +155,7 @@ class _Apart:
             while self.waiting:
                 del self.waiting[:os.write(self.process.stdin.fileno(), self.waiting[:1 << 16])]
         except BlockingIOError:
-            return                             # it is still starting, or slow
+            return                            # it is still starting, or slow
         except BrokenPipeError:
             self._end(5.0)
             raise RuntimeError(self._reason()) from None
@@ -177,9 +177,10 @@ class _Apart:
         try:
             return self.process.wait(max(0.0, seconds))
         except subprocess.TimeoutExpired:
-            for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-                process.kill()
             raise TimeoutError(f"it did not finish in time and was ended; {self._reason()}") from None
         finally:
+            if self.process.poll() is None:   # too slow, or somebody pressed Ctrl-C
+                for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                    process.kill()
+                self.process.wait()
             self.process.stdin.close()
-            self.process.wait()

@@ -123,9 +123,14 @@ def read_notebooks(folder: Path) -> dict[str, Notebook]:
 
 
 def parse_settings(text: str) -> dict[str, object]:
-    """Values from `name=value name="two words"`; each value is read as YAML, so 3, 1e-4, true, null and [1, 2] mean what they say."""
+    """Values from `name=value name="two words"`; each value is read as YAML, so 3, 1e-4, true, null and [1, 2] mean what they say.
+
+    Backslashes stand for themselves (`data_root=C:\\data`); a quote is written within quotes of the other kind.
+    """
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
     try:
-        words = shlex.split(text)
+        words = list(lexer)
     except ValueError as error:
         raise ParameterError(f"SET: {error} in {text!r}; write SET=\"name=value other=value\"") from error
     settings: dict[str, object] = {}
@@ -190,12 +195,8 @@ def resolve_values(values: dict[str, object]) -> dict[str, object]:
     """Values in the form a job gets them: whole numbers for float parameters become floats, paths absolute."""
     resolved = {}
     for name, value in values.items():
-        kind = PARAMETERS[name].kind
-        if kind is float and value is not None:
-            value = float(value)
-        elif kind is Path and value is not None:
-            value = str(Path(value).expanduser().absolute())
-        resolved[name] = value
+        entry = PARAMETERS[name]
+        resolved[name] = float(value) if entry.kind is float and value is not None else entry.resolve(value)
     return resolved
 
 

@@ -40,7 +40,7 @@ def test_prepare_and_check_tools(root, tmp_path, capsys):
 
 def test_prepare_writes_under_the_data_folder(root, tmp_path, capsys):
     assert main(["prepare", "folder", "--data-root", str(root)]) == 0
-    written = [p.name for p in (tmp_path / "data" / "manifests").iterdir()]
+    written = [p.name for p in (tmp_path / "data" / "manifests").glob("*.parquet")]
     assert sorted(written) == [f"folder-{data.prepare('folder', data_root=root).fingerprint}.parquet", "health-1.parquet"]
 
 

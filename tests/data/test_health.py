@@ -1,13 +1,19 @@
 """Every kind of bad file gets its reason; good ones stay; the second look is free."""
 import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import soundfile
 
 from lib.data import health
+from lib.data.inspection import STUCK
 from lib.data.manifest import Manifest
+from lib.settings import ROOT
 
 RATE = 8000
 
@@ -60,9 +66,8 @@ def _make_bad_files(folder):
     return bad | {"piped.wav": "", "text.wav": "unreadable", "folder.wav": "unreadable", "gone.wav": "missing"}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_every_reason(tmp_path, workers, monkeypatch):
-    monkeypatch.setattr(health, "_POOL_FROM", 1)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_reason(tmp_path, workers):
     expected = _make_bad_files(tmp_path)
     manifest = _manifest(tmp_path, list(expected), duration=[0.1 if n == "0.1.wav" else 1.0 for n in expected])
     verdicts = health.inspect([str(manifest.file(i)) for i in range(len(manifest))], workers)
@@ -81,13 +86,99 @@ def test_second_run_decodes_only_what_changed(tmp_path, monkeypatch):
         soundfile.write(tmp_path / name, _noise(), RATE)
     manifest = _manifest(tmp_path, ["a.wav", "b.wav"])
     assert len(health.check(manifest)) == 2
-    looked, real = [], health.inspect_file
-    monkeypatch.setattr(health, "inspect_file", lambda file: looked.append(os.path.basename(file)) or real(file))
+    looked, real = [], health.inspect_all
+    monkeypatch.setattr(health, "inspect_all", lambda files, workers: looked.extend(map(os.path.basename, files)) or real(files, workers))
     health.check(manifest)
     assert looked == []
     soundfile.write(tmp_path / "b.wav", np.zeros(2 * RATE), RATE)
     assert health.check(manifest).info["health"]["reasons"] == {"silent": 1} and looked == ["b.wav"]
-    assert os.listdir(tmp_path / "data" / "manifests") == ["health-1.parquet"]
+    assert sorted(os.listdir(tmp_path / "data" / "manifests")) == ["health-1.lock", "health-1.parquet"]
+
+
+# Files of these names do to a worker what no committed file could do to every decoder. It is loaded by the worker's interpreter alone.
+EVIL = """
+import os, signal, sys, time
+def evil(path):
+    if "hang" in path: time.sleep(1000)
+    if "crash" in path: os.kill(os.getpid(), signal.SIGSEGV)
+    if "greedy" in path: bytearray(1 << 40)
+    if "exit" in path: sys.exit(3)
+    if "slow" in path: return True
+if "lib.data.inspection" in sys.orig_argv:
+    import lib.media.audio as audio
+    probe, blocks = audio.probe, audio.blocks
+    audio.probe = lambda path: evil(os.path.basename(path)) and None or probe(path)
+    def paced(path):
+        for block in blocks(path):
+            for part in (block[k:k + 4000] for k in range(0, len(block), 4000)):
+                if "slow" in os.path.basename(path): time.sleep(1.2)
+                yield part
+    audio.blocks = paced
+"""
+
+
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A folder whose sitecustomize makes workers hang, crash, ask for a terabyte, exit or decode slowly, by the name of the file."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(EVIL)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+
+
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_a_file_that_takes_its_decoder_along_costs_five_seconds_and_itself(tmp_path, evil, workers):
+    names = ["a.wav", "hang.wav", "b.wav", "crash.wav", "greedy.wav", "exit.wav", "slow.wav", "c.wav"]
+    for name in names:
+        soundfile.write(tmp_path / name, _noise(2.5 if name == "slow.wav" else 1.0), RATE)
+    files, began = [str(tmp_path / name) for name in names], time.monotonic()
+    found = health.inspect(files, workers)
+    spent = time.monotonic() - began
+    assert [found[file].reason for file in files] == ["", "hanging", "", "crashing", "crashing", "crashing", "", ""]
+    assert found[files[6]].duration == 2.5, "6 s for a good file are no hang: every block counts as progress"
+    assert spent < STUCK + 6 + 4 * 5, "a hang costs 3 s, the slow file 6 s, each of four deaths the start of a worker"
+    cached = health._load(tmp_path / "data" / "manifests" / "health-1.parquet")
+    assert set(cached) == {files[k] for k in (0, 2, 6, 7)}, "what may have been a bad moment is looked at again"
+
+
+def test_pipes_and_devices_hang_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    soundfile.write(tmp_path / "a.wav", _noise(), RATE)
+    os.symlink("/dev/zero", tmp_path / "zero.wav")
+    found = health.inspect([str(tmp_path / name) for name in ("pipe.wav", "zero.wav", "a.wav")])
+    assert [verdict.reason for verdict in found.values()] == ["unreadable", "unreadable", ""]
+
+
+def test_a_killed_check_leaves_no_process_and_goes_on(tmp_path, evil):
+    for k in range(6):
+        soundfile.write(tmp_path / f"slow{k}.wav", _noise(0.6), RATE)       # two pieces, 2.4 s each
+    soundfile.write(tmp_path / "hang.wav", _noise(), RATE)
+    code = ("import sys; from lib.data import health; health._SAVE = 0.0\n"
+            "health.inspect(sorted(sys.argv[1:]), 2)")
+    files = [str(path) for path in sorted(tmp_path.glob("*.wav"))]
+    process = subprocess.Popen([sys.executable, "-c", code, *files], cwd=ROOT)
+    cache = tmp_path / "data" / "manifests" / "health-1.parquet"
+    while not cache.is_file():
+        time.sleep(0.05)
+        assert process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 2
+    process.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=STUCK + 4)
+    assert not any(child.is_running() for child in children), "workers notice that nobody asks any more, also in the middle of a hang"
+    done = set(health._load(cache))
+    assert done and done < set(files)
+
+
+def test_two_checks_at_once_lose_nothing(tmp_path):
+    files = []
+    for k in range(12):
+        soundfile.write(tmp_path / f"{k}.wav", _noise(0.2), RATE)
+        files.append(str(tmp_path / f"{k}.wav"))
+    code = "import sys; from lib.data import health; health._SAVE = 0.0; health.inspect(sys.argv[1:])"
+    processes = [subprocess.Popen([sys.executable, "-c", code, *part], cwd=ROOT) for part in (files[:6], files[6:])]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert set(health._load(tmp_path / "data" / "manifests" / "health-1.parquet")) == set(files)
 
 
 def test_windows_of_one_file(tmp_path):
