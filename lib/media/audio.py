@@ -1,8 +1,8 @@
 """Audio files to tensors: one seek and one read of only the window needed, in process.
 
-Convention: sample k of a window is sample `round(start * sample_rate) + k` of the fully decoded and resampled file, so a
-window does not depend on where the decoder started. Waveforms are float32, full scale is -1 to 1, time runs along the
-last axis. What decides is the content of a file, never its name: libsndfile reads wav, flac, ogg, mp3, aiff, ...;
+Convention: sample k of a window is sample `round(start * sample_rate) + k` of the fully decoded and resampled file, to
+float rounding (1e-6), so a window does not depend on where the decoder started. Waveforms are float32, full scale is -1 to 1,
+time runs along the last axis. What decides is the content of a file, never its name: libsndfile reads wav, flac, ogg, mp3, aiff, ...;
 FFmpeg (PyAV) reads the rest (m4a, mp4, webm, wma, ...).
 """
 from __future__ import annotations
@@ -13,17 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
 import soundfile
-import torch
+
+if TYPE_CHECKING:  # torch takes a second or two to import: those that only look at files (the health check) do without
+    import torch
 
 SUFFIXES = frozenset(".wav .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .caf .w64 "
                      ".m4a .mp4 .aac .webm .mka .mkv .mov .wma".split())
 LOWPASS_WIDTH, ROLLOFF = 6, 0.99  # sinc zero crossings on either side; share of the lower Nyquist frequency that is kept
 SEEK_FROM = 30.0  # FFmpeg decodes windows up to here from the start: bit-exact also where AAC codes a band as random noise
-PREROLL = 0.5  # seconds decoded before a window that was sought: frames of AAC, MP3 and Opus need their predecessors
+PREROLL, PREROLL_LOW = 0.5, 2.5  # seconds decoded before a window that was sought, see _preroll
+VECTOR = 16  # floats that a processor multiplies at once, at most
+ROWS = 32  # of each of the resampler's matrix products
 VORBIS_TAIL = 4.0  # seconds at the end of Ogg Vorbis that are not sought into; longer than any usual page
 BLOCK = 2**18  # samples that `blocks` decodes at a time
 
@@ -69,9 +74,18 @@ def read(path: str | Path, *, sample_rate: int | None, start: float = 0.0, durat
             signal = source.read(window.begin, window.end)  # (samples, channels)
         except source.errors as error:
             raise _undecodable(path, error) from error
-    if mono and signal.shape[1] > 1:
-        signal = signal @ np.full((signal.shape[1], 1), 1 / signal.shape[1], dtype=np.float32)
-    return torch.from_numpy(window.resample(np.ascontiguousarray(signal.T)))
+    signal = fold(signal.T) if mono else np.ascontiguousarray(signal.T)
+    import torch
+
+    return torch.from_numpy(window.resample(signal))
+
+
+def fold(signal: np.ndarray) -> np.ndarray:
+    """Mean of the channels: (channels, samples) float32 -> (1, samples)."""
+    total = signal[:1].copy()
+    for channel in signal[1:]:  # numpy's mean is 20 times slower here, and its products start threads of their own
+        total += channel
+    return total if len(signal) == 1 else total * np.float32(1 / len(signal))
 
 
 def probe(path: str | Path) -> AudioInfo:
@@ -100,10 +114,9 @@ class _Window:
         self.up, self.down = target // divisor, rate // divisor
         self.first = round(start * target)
         self.count = None if duration is None else round(duration * target)
-        margin = 0 if rate == target else _kernel(self.up, self.down)[2]
-        # Output samples come from `up` filter phases that repeat every `down` inputs: starting on a multiple of `down`
-        # gives every output the phase that it has in the full decode.
-        self.begin = max(0, (self.first * self.down // self.up - margin) // self.down * self.down)
+        margin, step = (0, 1) if rate == target else _polyphase(self.up, self.down)[3:]
+        # Starting on a multiple of `step` gives every output the filter phase that it has in the full decode.
+        self.begin = max(0, (self.first * self.down // self.up - margin) // step * step)
         self.end = None if self.count is None else (self.first + self.count) * self.down // self.up + margin + 1
 
     def resample(self, signal: np.ndarray) -> np.ndarray:
@@ -111,28 +124,63 @@ class _Window:
         offset = self.first - self.begin * self.up // self.down
         stop = -(-signal.shape[1] * self.up // self.down)  # ceil: the output samples that lie before the input's end
         stop = stop if self.count is None else min(stop, offset + self.count)
-        if self.up != self.down and signal.shape[1]:
-            from scipy.signal import upfirdn  # 0.5 s to import, and data at its final rate never needs it
+        if stop <= offset:
+            return signal[:, :0]
+        if self.up != self.down:
+            signal = _resample(signal, self.up, self.down, stop)
+        return np.ascontiguousarray(signal[:, offset:stop])
 
-            taps, skip, _ = _kernel(self.up, self.down)
-            signal = upfirdn(taps, signal, self.up, self.down, axis=1)[:, skip:]
-        return np.ascontiguousarray(signal[:, offset:max(stop, offset)])
+
+def _resample(signal: np.ndarray, up: int, down: int, count: int) -> np.ndarray:
+    """(channels, n) float32 -> (channels, >= count): the first `count` samples at up / down times the rate.
+
+    Many small matrix products, stretches of the input (a view: they overlap) times filters, all of one shape: so an output is
+    rounded alike in a window and in a full decode, and no product is worth the while of the threads of numpy's linear algebra,
+    which stall where the cores are busy.
+    """
+    filters, start, hop, _, step = _polyphase(up, down)
+    groups, width, phases = filters.shape
+    made = up * step // down  # outputs a row; a last group may go beyond them
+    blocks = -(-count // (made * ROWS))
+    padded = np.zeros((len(signal), blocks * ROWS * step + groups * hop + width), dtype=np.float32)
+    padded[:, -start: signal.shape[1] - start] = signal
+    across, along = padded.strides
+    stretches = np.lib.stride_tricks.as_strided(padded, (len(signal), blocks, groups, ROWS, width),
+                                                (across, along * ROWS * step, along * hop, along * step, along), writeable=False)
+    result = np.empty((len(signal), blocks, ROWS, groups, phases), dtype=np.float32)
+    np.matmul(stretches, filters, out=result.swapaxes(2, 3))
+    return result.reshape(len(signal), blocks * ROWS, groups * phases)[:, :, :made].reshape(len(signal), -1)
 
 
 @lru_cache(maxsize=32)
-def _kernel(up: int, down: int) -> tuple[np.ndarray, int, int]:
-    """Hann-windowed sinc of the polyphase resampler (the filter of torchaudio's default), for rates in lowest terms.
+def _polyphase(up: int, down: int) -> tuple[np.ndarray, int, int, int, int]:
+    """Hann-windowed sinc (the filter of torchaudio's default), for rates in lowest terms, cut up for `_resample`.
 
     Returns:
-        taps (2 * half + 1,) float32 after zeros that make the delay a whole number of outputs; that number of outputs;
-        the input samples that an output needs on either side. Size grows with up + down, so odd rates stay cheap.
+        filters (groups, width, phases) float32, start, hop, margin, step: output g * phases + j is the sum over k of
+        filters[g, k, j] * input[start + g * hop + k]; `margin` inputs on either side of an output decide it; the filters repeat
+        after `step` inputs.
     """
     cutoff = ROLLOFF * min(up, down)
-    half = math.ceil(LOWPASS_WIDTH * up * down / cutoff)
-    t = np.clip(np.arange(-half, half + 1) * (cutoff / (up * down)), -LOWPASS_WIDTH, LOWPASS_WIDTH)
-    taps = np.sinc(t) * np.cos(t * (np.pi / 2 / LOWPASS_WIDTH)) ** 2 * (cutoff / down)
-    padding = -half % down
-    return np.concatenate([np.zeros(padding), taps]).astype(np.float32), (half + padding) // down, -(-half // up)
+    margin = math.ceil(LOWPASS_WIDTH * down / cutoff)
+
+    def stretch(phases):  # inputs that a group needs; those of the last one have drifted from where whole hops lead
+        span = phases * down / up
+        return span + 2 * margin + 2 + abs(span - round(span)) * up / phases
+
+    # A product is as costly as its number of whole vectors of outputs. Odd rates (11127 Hz) need a size of their own.
+    phases = min(range(VECTOR, 4 * VECTOR), key=lambda size: stretch(size) * math.ceil(size / VECTOR) / size)
+    hop = round(phases * down / up)
+    step = math.ceil(stretch(phases) / down) * down  # a row's stretches: those of two rows may not overlap in a fast product
+    groups = math.ceil(up * step / down / phases)
+    outputs = np.arange(groups * phases).reshape(groups, 1, phases)
+    hops = np.arange(groups).reshape(groups, 1, 1) * hop
+    offsets = outputs * down // up - hops
+    start = int(offsets.min()) - margin
+    inputs = hops + np.arange(start, offsets.max() + margin + 1).reshape(1, -1, 1)
+    t = np.clip((inputs * up - outputs * down) * (cutoff / (up * down)), -LOWPASS_WIDTH, LOWPASS_WIDTH)
+    filters = np.sinc(t) * np.cos(t * (np.pi / 2 / LOWPASS_WIDTH)) ** 2 * (cutoff / down)
+    return filters.astype(np.float32), start, hop, margin, step
 
 
 def _open(path: str | Path):
@@ -145,7 +193,7 @@ def _open(path: str | Path):
         raise AudioError(f"{path}: the file is empty (0 bytes); fetch it again or remove it")
     try:
         return _Libsndfile(name)
-    except (soundfile.LibsndfileError, TypeError):  # TypeError: a name ending in .raw, for which soundfile wants a format
+    except _Libsndfile.refusals:
         try:
             return _FFmpeg(name)
         except _FFmpeg.errors as error:
@@ -157,11 +205,44 @@ def _undecodable(path: str | Path, error: Exception) -> AudioError:
     return AudioError(f"{path}: cannot be decoded as audio ({reason}); convert it to wav or flac, or remove it")
 
 
+def _preroll(rate: int) -> int:
+    """Samples that must be decoded before a window for its own to be right: frames of AAC, Opus and MP3 need their predecessors.
+
+    The data of an MP3 frame may begin 511 bytes before it, or 255 bytes at rates up to 24 kHz. At the lowest bit rates a frame
+    adds 60 and 3 bytes: that is 9 frames of 1152 and 85 of 576 samples. (libmpg123 goes back 4 frames on its own account.)
+    """
+    return round((PREROLL if rate > 24000 else PREROLL_LOW) * rate)
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a file name is text; Python reads the bytes of one that is not as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _counts_frames(name: str) -> bool:
+    """Whether an MP3 file begins with a Xing, Info or VBRI header, the only ones that tell how long it is."""
+    with open(name, "rb") as stream:
+        head = stream.read(10)
+        tag = 10 + sum(byte << 7 * place for place, byte in enumerate(head[:5:-1])) if head[:3] == b"ID3" else 0
+        stream.seek(tag)
+        start = stream.read(2048)
+    return any(mark in start for mark in (b"Xing", b"Info", b"VBRI"))
+
+
 class _Libsndfile:
     errors = soundfile.LibsndfileError
+    refusals = (soundfile.SoundFileRuntimeError, TypeError)  # TypeError: a name ending in .raw; soundfile wants a format for it
 
     def __init__(self, name: str):
-        self.file = soundfile.SoundFile(name)
+        # Bytes, because soundfile refuses a str that is not valid Unicode; Windows has no such names.
+        self.file = soundfile.SoundFile(name if os.name == "nt" else os.fsencode(name))
+        if self.file.format == "MP3" and not _counts_frames(name):
+            self.file.close()
+            raise soundfile.SoundFileRuntimeError("libsndfile would guess the length, and cut off what goes beyond it")
         self.sample_rate, self.channels, self.frames = self.file.samplerate, self.file.channels, self.file.frames
         self.codec = f"{self.file.format}/{self.file.subtype}".lower()
 
@@ -175,16 +256,25 @@ class _Libsndfile:
         end = self.frames if end is None else min(end, self.frames)
         if begin >= end:
             return np.zeros((0, self.channels), dtype=np.float32)
-        # libsndfile 1.2.2 lands on the wrong sample when it seeks into the last page of Ogg Vorbis (seen in 7 of 40 clips of
-        # ESC-10; libsndfile issue 885), so near the end it seeks to before that page and reads on.
-        safe = max(0, self.frames - round(VORBIS_TAIL * self.sample_rate)) if self.codec == "ogg/vorbis" else begin
-        skip = max(0, begin - safe)
+        safe = begin  # where libsndfile can seek to
+        if self.codec == "ogg/vorbis":
+            # libsndfile 1.2.2 lands on the wrong sample when it seeks into the last page of Ogg Vorbis (seen in 7 of 40 clips of
+            # ESC-10; libsndfile issue 885), so near the end it seeks to before that page and reads on.
+            safe = min(begin, self.frames - round(VORBIS_TAIL * self.sample_rate))
+        elif self.file.format == "MP3":
+            safe = begin - _preroll(self.sample_rate)
+        skip = begin - max(0, safe)
         if begin - skip:
             self.file.seek(begin - skip)
-        return self.file.read(end - begin + skip, dtype="float32", always_2d=True)[skip:]
+        return self._next(end - begin + skip)[skip:]
+
+    def _next(self, count: int) -> np.ndarray:
+        if self.file.subtype == "PCM_16":  # the same values, at a fraction of the time that libsndfile takes for floats
+            return self.file.read(count, dtype="int16", always_2d=True) * np.float32(2**-15)
+        return self.file.read(count, dtype="float32", always_2d=True)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        while len(block := self.file.read(BLOCK, dtype="float32", always_2d=True)):
+        while len(block := self._next(BLOCK)):
             yield block
 
 
@@ -192,37 +282,55 @@ class _FFmpeg:
     errors = (av.FFmpegError, ValueError)  # ValueError: PyAV's own, such as a sample rate that changes within the stream
 
     def __init__(self, name: str):
-        self.url, self.container = f"file:{name}", None  # "file:" keeps a name with a colon from being taken for a protocol
+        self.name, self.file, self.container = name, None, None
         self._restart()
         try:
             context = self.stream.codec_context
             self.sample_rate, self.channels = context.sample_rate, context.channels
             if not self.sample_rate or not self.channels:
                 raise ValueError("its audio stream states no sample rate or channels")
-            stated = self.stream.duration
-            duration = stated * self.stream.time_base if stated else (self.container.duration or 0) / av.time_base
-            self.frames = round(duration * self.sample_rate)
             self.codec = f"{self.container.format.name.split(',')[0]}/{context.name}"
             self.to_float = av.AudioResampler(format="fltp", layout=context.layout, rate=self.sample_rate)
         except BaseException:
-            self.container.close()
+            self._close()
             raise
+
+    @property
+    def frames(self) -> int:
+        """What the container states; MP3 and AAC without one have only a guess, so their packets are counted (75 us a second)."""
+        if self.container.format.name in ("mp3", "aac"):
+            ticks = sum(packet.duration or 0 for packet in self.container.demux(self.stream))
+            self._restart()
+        else:
+            ticks = self.stream.duration
+        duration = ticks * self.stream.time_base if ticks else (self.container.duration or 0) / av.time_base
+        return round(duration * self.sample_rate)
 
     def _restart(self):
         """Open the file anew: seeking back to the start would decode the encoder's padding that the first pass drops."""
-        if self.container is not None:
-            self.container.close()
-        self.container = av.open(self.url, metadata_errors="replace")
-        if not self.container.streams.audio:
-            self.container.close()
-            raise ValueError("it has no audio stream")
+        self._close()
+        source = f"file:{self.name}"  # "file:" keeps a name with a colon from being taken for a protocol
+        if not _is_unicode(self.name):
+            source = self.file = open(self.name, "rb")  # FFmpeg takes no other names; reading through Python is slower
+        try:
+            self.container = av.open(source, metadata_errors="replace")
+            if not self.container.streams.audio:
+                raise ValueError("it has no audio stream")
+        except BaseException:
+            self._close()
+            raise
         self.stream = self.container.streams.audio[0]
+
+    def _close(self):
+        for opened in (self.container, self.file):
+            if opened is not None:
+                opened.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.container.close()
+        self._close()
 
     def read(self, begin: int, end: int | None) -> np.ndarray:
         blocks, position = [], 0
@@ -243,7 +351,7 @@ class _FFmpeg:
         frame = next(frames, None)
         if frame is None:
             return
-        position, target = 0, begin - round(PREROLL * self.sample_rate)
+        position, target = 0, begin - _preroll(self.sample_rate)
         if target > SEEK_FROM * self.sample_rate and frame.pts is not None:
             frames, frame, position = self._seek(target, frame.pts, frame.samples)
             if position is None or position > begin:  # cannot be placed exactly, or the index led astray: count from the start
