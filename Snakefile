@@ -15,14 +15,14 @@ rule all:
         [f"results/{job['id']}.json" for job in PLAN["jobs"]],
 
 
-for job in PLAN["jobs"]:
+for number, job in enumerate(PLAN["jobs"]):
 
     # The marker that the notebook's last cell writes is the only declared output: Snakemake deletes what is declared when
     # a job fails or before it is repeated, and pages, logs and checkpoints have to survive that. The parameters below are
     # what makes Snakemake repeat a job: `key` digests the resolved values, the lib sources, the lock and the data.
     rule:
         name:
-            "job_" + re.sub(r"\W", "_", job["id"])
+            f"job_{number}_" + re.sub(r"\W", "_", job["id"])  # the number keeps apart what \W would make one
         input:
             [f"results/{before}.json" for before in job["upstream"]],
         output:
@@ -32,10 +32,9 @@ for job in PLAN["jobs"]:
             notebook=job["notebook"],
             threads=job["threads"],
             key=job["key"],
-            values=[f"{name}: {value}".replace("{", "{{").replace("}", "}}") for name, value in job["parameters"].items()],
         threads: job["threads"]
         resources:
-            gpu=int(job["gpu"]),
+            gpu=job["gpu"],
         shell:
             "{PYTHON:q} -m lib.workbook.run --notebook {NOTEBOOKS:q}/{params.notebook:q}.ipynb --job {params.job:q} --report . "
             "--parameters parameters/{params.job:q}.yaml --threads {params.threads} --key {params.key}"

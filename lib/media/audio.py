@@ -89,7 +89,7 @@ def fold(signal: np.ndarray) -> np.ndarray:
 
 
 def probe(path: str | Path) -> AudioInfo:
-    """Read the header only. Raises AudioError like `read`."""
+    """Read the header only (raw MP3 and AAC that state no length: all packets). Raises AudioError like `read`."""
     with _open(path) as source:
         return AudioInfo(source.frames / source.sample_rate, source.sample_rate, source.channels, source.codec)
 
@@ -297,7 +297,7 @@ class _FFmpeg:
 
     @property
     def frames(self) -> int:
-        """What the container states; MP3 and AAC without one have only a guess, so their packets are counted (75 us a second)."""
+        """What the container states; raw MP3 and AAC allow only a guess, so their packets are counted (75 us a second)."""
         if self.container.format.name in ("mp3", "aac"):
             ticks = sum(packet.duration or 0 for packet in self.container.demux(self.stream))
             self._restart()

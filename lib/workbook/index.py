@@ -1,6 +1,7 @@
 """The first page of a report: what ran, what failed and why, the headline numbers, and something to listen to."""
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from html import escape
@@ -14,7 +15,7 @@ _STYLE = """
 :root { color-scheme: light; --line: #d9dee3; --soft: #5b6670; --accent: #1f5f8b; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c2328; background: #fff; max-width: 70rem; margin: 0 auto; padding: 1.5rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .2rem; } h2 { font-size: 1.25rem; margin: 2.2rem 0 .6rem; } h3 { font-size: 1.05rem; margin: 0; }
-a { color: var(--accent); } .soft { color: var(--soft); font-size: .9rem; }
+a { color: var(--accent); } .soft { color: var(--soft); font-size: .9rem; } .missing { color: #b3261e; }
 .card { border: 1px solid var(--line); border-left: 5px solid #8a949c; border-radius: 6px; padding: .8rem 1rem; margin: .8rem 0; }
 .card.ok { border-left-color: #2e7d4f; } .card.failed { border-left-color: #b3261e; } .card.waiting { border-left-color: #b7791f; }
 .state { float: right; font-size: .85rem; font-weight: 600; }
@@ -106,30 +107,43 @@ def _metrics(metrics: list[dict]) -> str:
 
 
 def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
-    """Sweeps: for each notebook and each combination of everything but the seed, mean and 95 % t interval over the seeds."""
-    groups: dict[tuple, list[str]] = {}
+    """Sweeps: for each notebook and each combination of everything but the seed, mean and 95 % t interval over the seeds.
+
+    Runs without a result stay out of the mean, and their number is told beside it.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
     for name, job in jobs.items():
         if job["combination"]:
-            rest = _words({k: v for k, v in job["combination"].items() if k != "seed"})
+            rest = json.dumps({k: v for k, v in job["combination"].items() if k != "seed"})  # as JSON: "1" is not 1
             groups.setdefault((job["notebook"], rest), []).append(name)
     lines = []
     for (_, rest), members in groups.items():
-        title = jobs[members[0]]["title"]
-        values: dict[tuple, list[float]] = {}
+        title = escape(" · ".join(filter(None, [jobs[members[0]]["title"], _words(json.loads(rest))])))
+        values: dict[tuple[str, str], list[dict]] = {}
         for name in members:
-            for m in documents[name]["metrics"] if name in documents else []:
-                if m["headline"]:
-                    values.setdefault((m["name"], m["split"]), []).append(m["value"])
-        for (metric, split), numbers in values.items():
-            low_high = "–".join(map(_number, t_interval(numbers))) if len(numbers) > 1 else ""
-            listed = ", ".join(map(_number, numbers))
-            lines.append(f'<tr><td>{escape(title)}{" · " + escape(rest) if rest else ""}</td><td>{escape(metric)} ({escape(split)})</td>'
-                         f'<td class="value">{_number(statistics.mean(numbers))}</td><td>{low_high}</td><td>{listed}</td>'
-                         f"<td>{len(numbers)} of {len(members)}</td></tr>")
+            headline = {(m["name"], m["split"]): m for m in documents.get(name, {"metrics": []})["metrics"] if m["headline"]}
+            for key, m in headline.items():
+                values.setdefault(key, []).append(m)
+        for (metric, split), runs in values.items():
+            numbers = [m["value"] for m in runs]
+            chance = [m["chance"] for m in runs if m["chance"] is not None]
+            cells = [_number(statistics.mean(chance)) if len(chance) == len(runs) else "",
+                     "–".join(map(_number, t_interval(numbers))) if len(numbers) > 1 else "",
+                     ", ".join(map(_number, numbers)), _count(len(runs), len(members))]
+            lines.append(f"<tr><td>{title}</td><td>{escape(metric)} ({escape(split)})</td>"
+                         f'<td class="value">{_number(statistics.mean(numbers))}</td>'
+                         + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        if not values and not any(name in documents for name in members):
+            lines.append(f'<tr><td>{title}</td><td colspan="5"></td><td>{_count(0, len(members))}</td></tr>')
     if not lines:
         return []
-    head = "".join(f"<th>{name}</th>" for name in ("", "metric", "mean", "95 % interval of the mean", "each", "runs"))
+    head = "".join(f"<th>{name}</th>" for name in ("", "metric", "mean", "chance", "95 % interval of the mean", "each", "runs"))
     return ["<h2>Over several runs</h2>", f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>']
+
+
+def _count(there: int, wanted: int) -> str:
+    text = f"{there} of {wanted}"
+    return text if there == wanted else f'<strong class="missing">{text}: {wanted - there} missing</strong>'
 
 
 def t_interval(numbers: list[float]) -> tuple[float, float]:

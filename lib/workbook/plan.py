@@ -4,10 +4,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from lib.glossary import PARAMETERS, ParameterError, check, unknown
-from lib.workbook import sources
+from lib.workbook import gpus, sources
 from lib.files import digest
 from lib.workbook.parameters import Notebook, check_family, read_profile, resolve_values
 
@@ -19,6 +19,7 @@ class Job:
     id: the notebook's name, and for a combination of a sweep ".name=value" after it (`10_retrieval_train.seed=1`).
     parameters: every parameter of the notebook with its final value. combination: the swept ones among the chosen values.
     upstream: ids of the jobs that must have succeeded before. key: digest of all that the result depends on.
+    gpu: GPUs that it occupies where there are any.
     """
 
     id: str
@@ -30,7 +31,7 @@ class Job:
     upstream: list[str]
     threads: int
     key: str
-    gpu: bool = field(default=False)
+    gpu: int = 0
 
     def as_dict(self) -> dict:
         """The job as JSON-able values, for plan.json."""
@@ -60,8 +61,8 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
             raise unknown(name, anywhere, "command line") if known else ParameterError(
                 f"command line: no chosen notebook ({', '.join(chosen)}) has a parameter {name!r}")
     check(given, "command line")
-    sweep = {k: v for k, v in deltas.get("sweep", {}).items() if k not in given}
-    fans = fan_out(notebooks, chosen, sweep)
+    sweep = _sweep({k: v for k, v in deltas.get("sweep", {}).items() if k not in given})
+    fans = fan_out(notebooks, chosen, sweep, fixed={name: set(deltas.get(name, {})) for name in chosen})
 
     jobs: list[Job] = []
     prints: dict[str, str] = {}
@@ -79,9 +80,8 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
                 prints[root] = sources.data_fingerprint(root)
             threads = parameters.get("threads") or notebook.threads
             key = digest(json.dumps(parameters, sort_keys=True), str(threads), digests[name], prints.get(root, ""), *upstream)
-            gpu = str(parameters.get("device", "cpu")).startswith(("auto", "cuda"))
             jobs.append(Job(_identify(name, combination), name, notebook.title, notebook.family, parameters, combination,
-                            upstream, threads, key, gpu))
+                            upstream, threads, key, gpus.needed(parameters)))
     return jobs
 
 
@@ -111,16 +111,18 @@ def select(notebooks: dict[str, Notebook], family: str | None, restriction: list
     return order
 
 
-def fan_out(notebooks: dict[str, Notebook], chosen: list[str], sweep: dict[str, list]) -> dict[str, list[dict]]:
+def fan_out(notebooks: dict[str, Notebook], chosen: list[str], sweep: dict[str, list],
+            fixed: dict[str, set[str]] | None = None) -> dict[str, list[dict]]:
     """The combinations that each chosen notebook runs in; [{}] is one plain job.
 
-    A swept parameter multiplies the notebooks of a family that have it, and the notebooks of a family downstream of them.
-    Notebooks of no family stay single: they prepare what all combinations share, or gather what they gave.
+    A swept parameter multiplies the notebooks of a family that have it (unless it is `fixed` for one: notebook -> parameters),
+    and the notebooks of a family downstream of them. Notebooks of no family stay single: they prepare what all combinations
+    share, or gather what they gave.
     """
     swept: dict[str, set[str]] = {}
     for name in chosen:
         notebook = notebooks[name]
-        own = {p for p in sweep if p in notebook.defaults} if notebook.family else set()
+        own = {p for p in sweep if p in notebook.defaults} - (fixed or {}).get(name, set()) if notebook.family else set()
         inherited = {p for before in notebook.after if before in swept for p in swept[before]} if notebook.family else set()
         swept[name] = own | inherited
     for parameter in sweep:
@@ -135,6 +137,20 @@ def _belongs(upstream: dict, combination: dict) -> bool:
     return not combination or all(combination.get(name) == value for name, value in upstream.items())
 
 
+def _sweep(sweep: dict[str, list]) -> dict[str, list]:
+    """The values as jobs get them (1 and 1.0 of a float are one value); ParameterError when one is listed twice."""
+    resolved = {name: [resolve_values({name: value})[name] for value in values] for name, values in sweep.items()}
+    for name, values in resolved.items():
+        twice = [value for position, value in enumerate(values) if value in values[:position]]
+        if twice:
+            raise ParameterError(f"profile, section sweep: {name} lists {twice[0]!r} twice; each value is one job")
+    return resolved
+
+
 def _identify(name: str, combination: dict) -> str:
-    suffix = "+".join(f"{key}={value}" for key, value in combination.items())
-    return name + ("." + re.sub(r"[^A-Za-z0-9_.+=-]", "-", suffix) if suffix else "")
+    """`name` with the combination as a part of a file name; a digest keeps apart what would look alike or is too long."""
+    exact = "+".join(f"{key}={'null' if value == 'None' else value}" for key, value in combination.items())  # a text, not None
+    suffix = "+".join(f"{key}={re.sub(r'[^A-Za-z0-9_.-]', '-', str(value))}" for key, value in combination.items())
+    if suffix != exact or len(suffix) > 100:
+        suffix = f"{suffix[:90]}-{digest(json.dumps(combination))[:8]}"
+    return f"{name}.{suffix}" if combination else name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,22 +28,41 @@ def new_mark() -> str:
 def end_marked(variable: str, mark: str, patience: float = 3.0) -> int:
     """End every process that was started with `variable`=`mark` in its environment (never the calling one). Returns how many.
 
-    They are asked first and killed after `patience` seconds.
+    They are asked first and killed after `patience` seconds. When this returns, none is left that could write: one that is about
+    to end may start another, and one that is just being started cannot be seen, so it is looked until nothing is found twice.
+
+    Raises:
+        Busy: a process does not even end when killed.
     """
+    assert mark, "without a mark, every process would fit"
+    ended: set[psutil.Process] = set()
+    began, quiet = time.monotonic(), 0
+    while quiet < 2:
+        found, waited = _marked(variable, mark), time.monotonic() - began
+        if found and waited > 5 * patience:
+            raise Busy(f"process {found[0].pid}, left by an earlier run, does not end when killed: it waits for a disk or a "
+                       "device; see to that, then start again")
+        for process in found:
+            if waited > patience:
+                _signal(process.kill)
+            elif process not in ended:
+                _signal(process.terminate)
+        ended.update(found)
+        quiet = 0 if found else quiet + 1
+        if quiet < 2:
+            time.sleep(0.05)
+    return len(ended)
+
+
+def _marked(variable: str, mark: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
             if process.pid != os.getpid() and process.environ().get(variable) == mark:
                 found.append(process)
         except (psutil.Error, OSError):
-            continue  # another user's process, or one that has just ended
-    for process in found:
-        _signal(process.terminate)
-    _, alive = psutil.wait_procs(found, timeout=patience)
-    for process in alive:
-        _signal(process.kill)
-    psutil.wait_procs(alive, timeout=patience)
-    return len(found)
+            continue  # another user's process, or one that has ended, also if nobody has asked for its exit code yet
+    return found
 
 
 def _signal(send) -> None:
@@ -54,13 +74,13 @@ def _signal(send) -> None:
 
 @contextmanager
 def hold(report: Path, mark: str):
-    """Hold the lock of a report folder; on entry, end what a killed session has left.
+    """Hold the lock of a report folder; on entry, end what a killed session has left, before anything is read or written.
 
     The lock is the kernel's (`flock`): it vanishes with its holder, however that dies, so it is never stale. What the file
     holds (pid, start time, mark) tells who has it, and outlives a holder that was killed: then its processes are ended.
 
     Raises:
-        Busy: naming the process that holds the lock.
+        Busy: naming the process that holds the lock, or one that a killed session left and that cannot be ended.
     """
     report.mkdir(parents=True, exist_ok=True)
     with open(report / ".lock", "a+", encoding="utf-8") as file:
@@ -71,14 +91,22 @@ def hold(report: Path, mark: str):
         except OSError as error:
             raise Busy(f"{report.name}: another `make report` is at work on this report ({content.strip() or 'just started'}); "
                        "wait for it, end it, or give this one another name with RUN=name") from error
-        if content:
-            ended = end_marked("WORKBOOK_SESSION", json.loads(content)["mark"])
-            print(f"an earlier run of this report was killed; ended {ended} process(es) it had left")
+        if earlier := _mark_in(content):
+            ended = end_marked("WORKBOOK_SESSION", earlier)
+            print(f"an earlier run of this report was killed; ended {ended} process(es) it had left", flush=True)
         _replace(file, json.dumps({"pid": os.getpid(), "started": psutil.Process().create_time(), "mark": mark}))
         try:
             yield
         finally:
+            end_marked("WORKBOOK_SESSION", mark)
             _replace(file, "")
+
+
+def _mark_in(content: str) -> str | None:
+    try:
+        return json.loads(content)["mark"]
+    except ValueError:
+        return None  # nothing, or a line cut off by a full disk: it is written before any process is started, so there is none
 
 
 def _replace(file, text: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lib.settings import reports_dir
 from lib.workbook import provenance
-from lib.files import write_json
+from lib.files import read_json, write_json
 
 _NUMBER = {"type": ["number", "null"]}
 SCHEMA = {
@@ -154,16 +154,23 @@ def stable(document: dict) -> dict:
 
 
 def upstream(notebook: str) -> dict:
-    """The result of a notebook that this one comes after, from the same report and, in a sweep, the same combination.
+    """The result of a notebook that this one comes after, from the same report and, in a sweep, of this job's combination.
 
-    FileNotFoundError with the fix when that notebook has not been run.
+    FileNotFoundError with the fix when that notebook has not been run, ValueError when this job gathers several runs of it.
     """
-    combination = os.environ.get("WORKBOOK_JOB", "").partition(".")[2]
-    folder = report_dir() / "results"
-    for job in ([f"{notebook}.{combination}"] if combination else []) + [notebook]:
-        if (folder / f"{job}.json").is_file():
-            return read(folder / f"{job}.json")
-    raise FileNotFoundError(f"{notebook} has no result in {folder}: run notebook {notebook} first, or run both with `make report`")
+    folder, job = report_dir() / "results", os.environ.get("WORKBOOK_JOB")
+    jobs = (read_json(report_dir() / "plan.json") or {"jobs": []})["jobs"]
+    mine = next((entry["combination"] for entry in jobs if entry["id"] == job), {})
+    runs = {entry["id"]: entry["combination"] for entry in jobs if job and entry["notebook"] == notebook}
+    fitting = [name for name, combination in runs.items() if combination.items() <= mine.items()] or list(runs) or [notebook]
+    if len(fitting) > 1:
+        raise ValueError(f"{job} gathers {len(fitting)} runs of {notebook}: read them from {folder} one by one "
+                         f"({', '.join(fitting)})")
+    path = folder / f"{fitting[0]}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{notebook} has no result in {folder}: run notebook {notebook} first, "
+                                "or run both with `make report`")
+    return read(path)
 
 
 @cache

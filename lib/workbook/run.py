@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from lib.glossary import ParameterError, check, unknown
-from lib.settings import ROOT
-from lib.workbook import results
+from lib.settings import ROOT, data_dir, runs_dir
+from lib.workbook import gpus, results
 from lib.files import read_json, write_json
 from lib.workbook.parameters import Notebook, load_yaml, read_notebook
-from lib.workbook.processes import end_marked, new_mark
+from lib.workbook.processes import Busy, end_marked, new_mark
 
 EXCERPT_LINES = 25
 PROGRESS_SECONDS = 20.0
@@ -77,8 +78,10 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     for folder in ("results", "status", "logs"):
         (report / folder).mkdir(parents=True, exist_ok=True)
     marker, status, output = report / "results" / f"{job}.json", report / "status" / f"{job}.json", report / f"{job}.ipynb"
+    _end_earlier(read_json(status) or {})
     execution, began = new_mark(), time.time()
-    state = {"job": job, "notebook": notebook.name, "key": key, "state": "running", "started": began, "pid": os.getpid()}
+    state = {"job": job, "notebook": notebook.name, "key": key, "state": "running", "started": began, "pid": os.getpid(),
+             "execution": execution}
     write_json(status, state)
     for stale in (marker, output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
@@ -89,12 +92,19 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
                    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
                    **{name: str(threads) for name in _THREAD_VARIABLES}}
     try:
-        failure = _execute(notebook, job, report, output, changed, environment)
-        failure = failure or _judge(output, marker, execution)
+        with gpus.take(notebook.defaults | values, say=lambda text: say(job, text)) as taken:
+            if taken:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+                say(job, f"on GPU {', '.join(taken)}")
+            try:
+                failure = _execute(notebook, job, report, output, changed, environment)
+                failure = failure or _judge(output, marker, execution)
+            finally:
+                end_marked("WORKBOOK_EXECUTION", execution)
     except KeyboardInterrupt:
         failure = "interrupted"
-    finally:
-        end_marked("WORKBOOK_EXECUTION", execution)
+    except (Busy, ParameterError) as error:
+        failure = str(error)
     try:
         _render(notebook, output, failure)
     except Exception as error:  # whatever a page fails on, the job has to be reported as failed
@@ -102,26 +112,60 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     if failure:
         marker.unlink(missing_ok=True)
     seconds = round(time.time() - began, 1)
-    write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds, "failure": failure})
+    write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds,
+                                "failure": failure, "artifacts": [] if failure else made(results.read(marker), report)})
     say(job, f"done in {seconds:.0f} s" if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
     return failure
+
+
+def made(document: dict, report: Path) -> list[str]:
+    """Which texts of a result's `artifacts` name a file or a folder that is there (checkpoints, sounds): all have to stay."""
+    texts, waiting = [], list(document["artifacts"].values())
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (dict, list)):
+            waiting += value.values() if isinstance(value, dict) else value
+        elif isinstance(value, str) and is_there(value, report):
+            texts.append(value)
+    return sorted(set(texts))
+
+
+def is_there(artifact: str, report: Path) -> bool:
+    """Whether an artifact (absolute, or relative to the runs, data or report folder) is a file or a folder that is not empty."""
+    paths = [os.path.join(folder, artifact) for folder in (runs_dir(), data_dir(), report)] if artifact else []
+    return any(os.path.isfile(path) or os.path.isdir(path) and any(os.scandir(path)) for path in paths)
+
+
+def _end_earlier(status: dict) -> None:
+    """End and clear away what an execution of this job has left whose runner was killed: a kernel may outlive it for a while."""
+    if status.get("state") == "running" and "execution" in status:
+        end_marked("WORKBOOK_EXECUTION", status["execution"])
+        shutil.rmtree(_scratch(status["execution"]), ignore_errors=True)
+
+
+def _scratch(execution: str) -> Path:
+    return Path(tempfile.gettempdir(), f"workbook-{execution}")
 
 
 def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: dict, environment: dict) -> str | None:
     """Run papermill; what it says went wrong, or None."""
     import papermill
 
-    with tempfile.TemporaryDirectory(prefix="workbook-") as temporary, open(report / "logs" / f"{job}.log", "w", encoding="utf-8") as file:
+    temporary = _scratch(environment["WORKBOOK_EXECUTION"])
+    temporary.mkdir(mode=0o700)
+    with open(report / "logs" / f"{job}.log", "w", encoding="utf-8") as file:
         # A kernel of our own: one installed for this user under the same name may start another Python, and the user's
         # IPython profile may run code at start-up or share a history database with jobs that run in parallel.
-        kernel = Path(temporary, "kernels", "python3", "kernel.json")
+        kernel = temporary / "kernels" / "python3" / "kernel.json"
         launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"]
         write_json(kernel, {"argv": launch, "display_name": "Python 3", "language": "python"})
-        os.environ.update(environment, JUPYTER_PATH=temporary, IPYTHONDIR=str(Path(temporary, "ipython")))
+        os.environ.update(environment, JUPYTER_PATH=str(temporary), JUPYTER_RUNTIME_DIR=str(temporary / "runtime"),
+                          IPYTHONDIR=str(temporary / "ipython"))
         log = _Log(file, job)
         try:
-            papermill.execute_notebook(notebook.path, output, parameters=changed, kernel_name="python3", progress_bar=False,
-                                       cwd=notebook.path.parent, stdout_file=log, stderr_file=log, start_timeout=180)
+            papermill.execute_notebook(notebook.path, output, parameters=changed, kernel_name="python3", language="python",
+                                       progress_bar=False, cwd=notebook.path.parent, stdout_file=log, stderr_file=log,
+                                       start_timeout=180)
         except papermill.exceptions.PapermillExecutionError as error:
             from lib.workbook.render import plain
 
@@ -129,6 +173,8 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
             return f"cell {error.cell_index + 1} of {notebook.name} failed:\n" + "\n".join(lines[-EXCERPT_LINES:])
         except Exception as error:  # a dead kernel, one that does not start, a full disk: all end as a failed job
             return f"{_where(output)}{type(error).__name__}: {error}"
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return None
 
 

@@ -77,3 +77,20 @@ def test_sweeps_show_mean_and_t_interval_over_seeds_only(make):
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert f"{0.6 - half:.3f}–{0.6 + half:.3f}" in text and "0.500, 0.600, 0.700" in text and "3 of 3" in text and "1 of 1" in text
     assert index.t_interval([0.5, 0.6, 0.7]) == pytest.approx((0.6 - half, 0.6 + half), abs=1e-6)
+
+
+def test_a_group_is_everything_but_the_seed_and_tells_what_is_missing(make):
+    """Two parameters, three seeds: one failed run stays out of the mean; a group without any run is there as well."""
+    for tau, values in (("1", (0.2, 0.4, None)), (1.0, (0.5, 0.6, 0.7)), (0.05, (None, None, None))):
+        for seed, value in enumerate(values):
+            make(f"10_a.{type(tau).__name__}{tau}+{seed}", combination={"tau": tau, "seed": seed}, value=value or 0.0,
+                 state="ok" if value else "failed", result=bool(value))
+    text, unfinished = make.build()
+    table = text[text.index("<h2>Over several runs"):text.index("<h2>Notebooks")]
+    rows = [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)]
+            for row in re.findall(r"<tr><td>.*?</tr>", table)]
+    assert len(unfinished) == 4 and len(rows) == 3 and "<script" not in table
+    assert [row[0].rpartition(" · ")[2] for row in rows] == ["tau 1", "tau 1.0", "tau 0.05"]
+    assert rows[0][2:] == ["0.300", "0.020", "-0.971–1.571", "0.200, 0.400", "2 of 3: 1 missing"]
+    assert rows[1][2:] == ["0.600", "0.020", "0.352–0.848", "0.500, 0.600, 0.700", "3 of 3"]
+    assert rows[2][1:] == ["", "0 of 3: 3 missing"]

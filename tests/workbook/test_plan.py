@@ -1,4 +1,7 @@
+import re
+
 import pytest
+import yaml
 
 from lib.glossary import ParameterError
 from lib.workbook import sources
@@ -59,6 +62,48 @@ def test_sweep_over_two_parameters_and_one_fixed_on_the_command_line(house):
     profile = "sweep: {seed: [0, 1], threads: [1, 2]}\nnotebooks: [10_a_train]"
     assert len([j for j in house(profile=profile) if j.notebook == "10_a_train"]) == 4
     assert [j.id for j in house(profile=profile, settings={"seed": 5}) if j.notebook == "10_a_train"] == ["10_a_train.threads=1", "10_a_train.threads=2"]
+
+
+def test_notebooks_downstream_follow_their_combination(house, write_notebook):
+    """Two swept parameters of training and one of evaluation; a notebook that fixes a swept one is not multiplied by it."""
+    lines = "seed = 0  # the seed\ntau = 0.05  # temperature"
+    write_notebook(house.folder, "10_a_train", parameters=lines, family="a", after=["01_data"])
+    write_notebook(house.folder, "11_a_evaluate", parameters='split = "test"  # split', family="a", after=["10_a_train"])
+    profile = "sweep: {seed: [0, 1, 2], tau: [0.1, 1], split: [test, val]}\n20_b_train: {seed: 7}\n"
+    jobs = {job.id: job for job in house(profile=profile)}
+    trained = [job for job in jobs.values() if job.notebook == "10_a_train"]
+    scored = [job for job in jobs.values() if job.notebook == "11_a_evaluate"]
+    assert (len(trained), len(scored), len([j for j in jobs.values() if j.notebook == "20_b_train"])) == (6, 12, 1)
+    assert "10_a_train.seed=2+tau=1.0" in jobs and jobs["20_b_train"].parameters["seed"] == 7
+    for job in scored:
+        (before,) = job.upstream
+        assert job.parameters["split"] == job.combination["split"] and jobs[before].combination.items() <= job.combination.items()
+    assert len(jobs["90_board"].upstream) == 13
+
+
+def test_values_that_look_alike_are_jobs_of_their_own(house, write_notebook, tmp_path):
+    write_notebook(house.folder, "10_a_train", parameters='text_weights = None  # weights', family="a")
+    odd = ["a/b", "a-b", "a b", "a{b}", "'a' \"b\"", "-rf", "../x", "ü", "x" * 300, "x" * 301, "a+b=c", None, "None", "1", "1.0"]
+    jobs = house(profile=yaml.safe_dump({"sweep": {"text_weights": odd}, "notebooks": ["10_a_train"]}))
+    assert len({job.id.lower() for job in jobs}) == len(odd) and [job.parameters["text_weights"] for job in jobs] == odd
+    for job in jobs:
+        assert re.fullmatch(r"10_a_train\.text_weights=[A-Za-z0-9_.=+-]*", job.id) and len(job.id) < 150, job.id
+
+
+@pytest.mark.parametrize("sweep", ["tau: [1, 1.0]", "seed: [3, 4, 3]", "fit_splits: [[train], [train]]"])
+def test_a_value_listed_twice_is_refused(house, write_notebook, sweep):
+    lines = 'seed = 0  # seed\ntau = 1.0  # temperature\nfit_splits = ["train"]  # splits'
+    write_notebook(house.folder, "10_a_train", parameters=lines, family="a")
+    with pytest.raises(ParameterError, match="sweep: .* twice; each value is one job"):
+        house(profile=f"sweep: {{{sweep}}}")
+
+
+@pytest.mark.parametrize("lines, count", [("seed = 0  # seed", 0), ('device = "auto"  # where', 1),
+                                          ('device = "cpu"  # where\ndevices = 2  # processes', 0),
+                                          ('device = "cuda"  # where\ndevices = 2  # processes', 2)])
+def test_gpus_of_a_job(house, write_notebook, lines, count):
+    write_notebook(house.folder, "10_a_train", parameters=lines, family="a")
+    assert {job.notebook: job.gpu for job in house()}["10_a_train"] == count
 
 
 @pytest.mark.parametrize("profile, words", [

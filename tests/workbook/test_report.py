@@ -9,9 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lib.settings import ROOT
+from lib.files import write_json
 from lib.workbook import report
+from lib.workbook.plan import Job
+from lib.workbook.run import made as made_by
 
 
 def make_report(root: Path, *arguments: str, program: Path = ROOT) -> tuple[int, str, list[str]]:
@@ -140,6 +144,7 @@ def choices(tmp_path, write_notebook, monkeypatch):
     (["--profile=tinny"], ["'tinny'", "did you mean 'tiny'"]),
     (["--profile=broken"], ["profile broken", "'sead'", "did you mean 'seed'"]),
     (["--run=../elsewhere"], ["RUN", "'../elsewhere'"]),
+    (["--run=interactive"], ["RUN", "'interactive'", "by hand"]),
     (["--jobs=none"], ["JOBS", "'none'"]),
 ])
 def test_bad_commands_are_refused_with_name_and_fix(choices, capsys, arguments, words):
@@ -147,6 +152,115 @@ def test_bad_commands_are_refused_with_name_and_fix(choices, capsys, arguments, 
     message = capsys.readouterr().err
     assert message.startswith("error: ") and all(word in message for word in words), message
     assert not (choices / "reports").exists()
+
+
+def test_more_gpus_than_there_are_are_refused_unless_a_cluster_has_them(choices, write_notebook, capsys, monkeypatch):
+    write_notebook(choices / "notebooks", "20_wide", parameters='device = "auto"  # where\ndevices = 3  # processes')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert report.main([]) == 2
+    assert "20_wide: devices=3, and 2 GPU(s) are visible; lower devices" in capsys.readouterr().err
+    monkeypatch.setattr(report, "execute", lambda folder, cores, limit, *rest: limit)
+    assert report.main(["--snakemake=--executor slurm"]) == 1          # not refused; nothing was run, as `execute` is replaced
+    assert "2 of 2" not in capsys.readouterr().out
+
+
+def job(identity, key="k"):
+    return Job(identity, identity, identity, None, {"seed": 0}, {}, [], 1, key)
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A report with a finished job 10_a that made a checkpoint folder, a sound and a page of its own."""
+    monkeypatch.setenv("WORKBOOK_RUNS", str(tmp_path / "runs"))
+    folder, made = tmp_path / "report", tmp_path / "runs" / "a-1" / "best"
+    for path in (made / "model.safetensors", folder / "clips" / "-1.ogg", tmp_path / "table.csv"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    artifacts = {"checkpoint": "a-1/best", "tables": [str(tmp_path / "table.csv")], "note": "no file", "none": "",
+                 "listen": [{"title": "t", "caption": "c" * 5000, "audio": "clips/-1.ogg"},
+                            {"title": "t", "audio": "data:audio/ogg;base64,AA"}]}
+    names = made_by({"artifacts": artifacts}, folder)
+    assert names == sorted(["a-1/best", str(tmp_path / "table.csv"), "clips/-1.ogg"])
+
+    def marker(state="ok", key="k"):
+        """Put marker and status there again; whether planning keeps the marker."""
+        write_json(folder / "results" / "10_a.json", {})
+        write_json(folder / "status" / "10_a.json", {"state": state, "key": key, "artifacts": names})
+        report.write_plan(folder, {"jobs": []}, [job("10_a")])
+        return (folder / "results" / "10_a.json").is_file()
+
+    return marker, tmp_path
+
+
+def test_a_marker_without_its_verdict_or_of_another_plan_is_not_trusted(finished):
+    marker, _ = finished
+    assert marker() and not marker(state="running") and not marker(state="failed") and not marker(key="other")
+
+
+@pytest.mark.parametrize("gone", ["runs/a-1/best/model.safetensors", "runs/a-1", "runs", "report/clips/-1.ogg", "table.csv"])
+def test_a_job_whose_files_were_deleted_is_repeated(finished, gone, capsys):
+    marker, root = finished
+    assert marker()
+    shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
+    assert not marker() and "10_a is repeated: " in capsys.readouterr().out
+
+
+def test_half_written_files_of_a_killed_run_are_cleared_away(finished):
+    marker, root = finished
+    for name in (".index.html.12.tmp", "status/.10_a.json.12.tmp", "results/.10_a.json.12.tmp"):
+        (root / "report" / name).parent.mkdir(exist_ok=True)
+        (root / "report" / name).write_text("half")
+    assert marker() and not list((root / "report").rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_two_jobs_at_a_time_get_a_gpu_each_and_a_deleted_checkpoint_is_made_again(tmp_path, write_notebook, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("WORKBOOK_RUNS", str(tmp_path / "runs"))
+    body = """
+import os, time
+from lib.settings import runs_dir
+gpu, name = int(os.environ["CUDA_VISIBLE_DEVICES"]), "{name}"
+(runs_dir() / name).mkdir(parents=True, exist_ok=True)
+(runs_dir() / name / "model").write_text(str(gpu))
+deadline = time.monotonic() + 30
+while len(os.listdir(runs_dir())) < 2 and time.monotonic() < deadline:      # until the other one is at work, too
+    time.sleep(0.05)
+results.write(name, [results.metric("gpu", gpu, n=1, split="test")], artifacts=dict(checkpoint=name))
+"""
+    for name in ("10_one", "20_two"):
+        write_notebook(tmp_path / "notebooks", name, body.format(name=name), 'device = "auto"  # where', False, family=name[3:])
+    code, output, started = make_report(tmp_path, "--jobs=2")
+    assert (code, started) == (0, ["10_one", "20_two"]), output
+    assert sorted((tmp_path / "runs" / name / "model").read_text() for name in started) == ["4", "6"]
+    shutil.rmtree(tmp_path / "runs" / "20_two")
+    code, output, started = make_report(tmp_path, "--jobs=2")
+    assert (code, started) == (0, ["20_two"]) and "20_two is repeated" in output, output
+    assert (tmp_path / "runs" / "20_two" / "model").read_text() == "4"
+
+
+@pytest.mark.slow
+def test_sweep_over_texts_with_odd_characters(tmp_path, write_notebook):
+    """Each value arrives as it is, each evaluation reads the training of its own combination, and the index groups them."""
+    odd = ["{a}'\"$(x) ü <b>%", "-rf/../x"]
+    write_notebook(tmp_path / "notebooks", "10_a_train", f"assert text_weights in {odd!r}, repr(text_weights)", family="a",
+                   parameters="seed = 0  # seed\ntext_weights = None  # weights")
+    body = ("up = results.upstream('10_a_train')['job']\n"
+            "results.write('11_a_evaluate', [results.metric('m', 1.0, n=1, split=split, headline=True)], protocol=dict(up=up))")
+    lines = 'split = "test"  # split'
+    write_notebook(tmp_path / "notebooks", "11_a_evaluate", body, lines, False, family="a", after=["10_a_train"])
+    (tmp_path / "notebooks" / "profiles").mkdir()
+    profile = {"sweep": {"text_weights": odd, "split": ["test", "val"]}}
+    (tmp_path / "notebooks" / "profiles" / "odd.yaml").write_text(yaml.safe_dump(profile))
+    code, output, started = make_report(tmp_path, "--profile=odd")
+    assert code == 0 and len(started) == 6, output
+    folder = tmp_path / "reports" / "odd"
+    for job in json.loads((folder / "plan.json").read_text())["jobs"]:
+        document = json.loads((folder / "results" / f"{job['id']}.json").read_text())
+        assert job["notebook"] != "11_a_evaluate" or [document["protocol"]["up"]] == job["upstream"]
+    index = (folder / "index.html").read_text()
+    assert index.count("1 of 1") == 6 and "<b>%" not in index and "{a}&#x27;&quot;$(x) ü" in index
 
 
 def test_notebook_parameter_that_the_glossary_does_not_know_is_refused(choices, write_notebook, capsys):

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from lib.files import write_json
 from lib.workbook import results
 
 
@@ -63,15 +64,27 @@ def test_bad_names_and_damaged_files_are_named(folder):
         results.read(path)
 
 
-def test_upstream_prefers_the_same_combination(folder, monkeypatch):
+def test_upstream_follows_the_combination(folder, monkeypatch):
+    """11 has a swept parameter of its own (split), 12 does not come from 10 directly, 90 gathers."""
     with pytest.raises(FileNotFoundError, match="run notebook 10_a_train first"):
         results.upstream("10_a_train")
-    for job, value in {"10_a_train": 0.0, "10_a_train.seed=1": 1.0}.items():
-        monkeypatch.setenv("WORKBOOK_JOB", job)
-        results.write("10_a_train", [one(value=value)])
-    for job, value in {"11_a_evaluate": 0.0, "11_a_evaluate.seed=1": 1.0, "11_a_evaluate.seed=2": 0.0}.items():
-        monkeypatch.setenv("WORKBOOK_JOB", job)
-        assert results.upstream("10_a_train")["metrics"][0]["value"] == value
+    monkeypatch.delenv("WORKBOOK_JOB", raising=False)
+    results.write("10_a_train", [one(value=0.5)])
+    assert results.upstream("10_a_train")["metrics"][0]["value"] == 0.5
+    combinations = {"10_a_train": [{"seed": 1}, {"seed": 2}], "12_a": [{"seed": 2}], "90_board": [{}],
+                    "11_a_evaluate": [{"seed": 2, "split": "val"}, {"seed": 1, "split": "test"}]}
+    jobs = [{"id": f"{name}.{number}", "notebook": name, "combination": combination}
+            for name, several in combinations.items() for number, combination in enumerate(several)]
+    write_json(folder / "plan.json", {"jobs": jobs})
+    for job in jobs[:2]:
+        monkeypatch.setenv("WORKBOOK_JOB", job["id"])
+        results.write("10_a_train", [one(value=job["combination"]["seed"])])
+    for job in (job for job in jobs[2:] if job["combination"]):
+        monkeypatch.setenv("WORKBOOK_JOB", job["id"])
+        assert results.upstream("10_a_train")["metrics"][0]["value"] == job["combination"]["seed"]
+    monkeypatch.setenv("WORKBOOK_JOB", "90_board.0")
+    with pytest.raises(ValueError, match="gathers 2 runs of 10_a_train.*10_a_train.0, 10_a_train.1"):
+        results.upstream("10_a_train")
 
 
 def test_without_git_the_commit_is_unknown(tmp_path, monkeypatch):
