@@ -2,8 +2,8 @@
 
 Convention: sample k of a window is sample `round(start * sample_rate) + k` of the fully decoded and resampled file, to
 float rounding (1e-6), so a window does not depend on where the decoder started. Waveforms are float32, full scale is -1 to 1,
-time runs along the last axis. What decides is the content of a file, never its name: libsndfile reads wav, flac, ogg, mp3, aiff, ...;
-FFmpeg (PyAV) reads the rest (m4a, mp4, webm, wma, ...).
+time runs along the last axis. What decides is the content of a file, never its name: libsndfile reads wav, flac, ogg, mp3,
+aiff, ...; FFmpeg (PyAV) reads the rest (m4a, mp4, webm, wma, ..., and mp3 that does not state its length).
 """
 from __future__ import annotations
 
@@ -214,15 +214,6 @@ def _preroll(rate: int) -> int:
     return round((PREROLL if rate > 24000 else PREROLL_LOW) * rate)
 
 
-def _is_unicode(name: str) -> bool:
-    """Whether a file name is text; Python reads the bytes of one that is not as lone surrogates."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _counts_frames(name: str) -> bool:
     """Whether an MP3 file begins with a Xing, Info or VBRI header, the only ones that tell how long it is."""
     with open(name, "rb") as stream:
@@ -282,7 +273,7 @@ class _FFmpeg:
     errors = (av.FFmpegError, ValueError)  # ValueError: PyAV's own, such as a sample rate that changes within the stream
 
     def __init__(self, name: str):
-        self.name, self.file, self.container = name, None, None
+        self.url, self.container = f"file:{name}", None  # "file:" keeps a name with a colon from being taken for a protocol
         self._restart()
         try:
             context = self.stream.codec_context
@@ -292,7 +283,7 @@ class _FFmpeg:
             self.codec = f"{self.container.format.name.split(',')[0]}/{context.name}"
             self.to_float = av.AudioResampler(format="fltp", layout=context.layout, rate=self.sample_rate)
         except BaseException:
-            self._close()
+            self.container.close()
             raise
 
     @property
@@ -308,29 +299,19 @@ class _FFmpeg:
 
     def _restart(self):
         """Open the file anew: seeking back to the start would decode the encoder's padding that the first pass drops."""
-        self._close()
-        source = f"file:{self.name}"  # "file:" keeps a name with a colon from being taken for a protocol
-        if not _is_unicode(self.name):
-            source = self.file = open(self.name, "rb")  # FFmpeg takes no other names; reading through Python is slower
-        try:
-            self.container = av.open(source, metadata_errors="replace")
-            if not self.container.streams.audio:
-                raise ValueError("it has no audio stream")
-        except BaseException:
-            self._close()
-            raise
+        if self.container is not None:
+            self.container.close()
+        self.container = av.open(self.url, metadata_errors="replace", options={"protocol_whitelist": "file"})
+        if not self.container.streams.audio:
+            self.container.close()
+            raise ValueError("it has no audio stream")
         self.stream = self.container.streams.audio[0]
-
-    def _close(self):
-        for opened in (self.container, self.file):
-            if opened is not None:
-                opened.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self._close()
+        self.container.close()
 
     def read(self, begin: int, end: int | None) -> np.ndarray:
         blocks, position = [], 0

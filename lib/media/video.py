@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -189,10 +189,9 @@ def _open(path: str | Path) -> Iterator[_File]:
     if os.path.getsize(name) == 0:
         raise VideoError(f"{path}: the file is empty (0 bytes); fetch it again or remove it")
     try:
-        with ExitStack() as stack:
-            # An absolute path is never taken for an option or a protocol. FFmpeg takes no names that are not valid text.
-            source = name if audio._is_unicode(name) else stack.enter_context(open(name, "rb"))
-            container = stack.enter_context(av.open(source, metadata_errors="replace"))
+        # An absolute path is never taken for an option or a protocol, and the whitelist keeps a playlist that is named like a video
+        # from fetching what it lists.
+        with av.open(name, metadata_errors="replace", options={"protocol_whitelist": "file"}) as container:
             cover = av.stream.Disposition.attached_pic
             video = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
             sound = next(iter(container.streams.audio), None)

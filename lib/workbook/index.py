@@ -25,7 +25,7 @@ th, td { text-align: right; padding: .2rem .9rem .2rem 0; border-bottom: 1px sol
 th { font-weight: 500; color: var(--soft); } th:first-child, td:first-child { text-align: left; } td.value { font-weight: 600; }
 .scroll { overflow-x: auto; } pre { background: #fbeceb; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; white-space: pre-wrap; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); gap: .8rem; }
-figure { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .8rem; margin: 0; } figure audio { width: 100%; margin-top: .4rem; }
+figure { border: 1px solid var(--line); border-radius: 6px; padding: .7rem .8rem; margin: 0; } figure audio, figure video { width: 100%; margin-top: .4rem; }
 """
 
 
@@ -169,8 +169,9 @@ def _clip(clip: dict) -> str:
     if not audio.startswith("data:audio/"):  # otherwise a file of the report; the quoting leaves no way to name a protocol
         audio = quote(audio)
     shown = f' <span class="soft">score {_number(score)}</span>' if score is not None else ""
+    kind = "video" if audio.endswith(".mp4") else "audio"
     return (f'<figure><strong>{escape(clip["title"])}</strong>{shown}<div>{escape(clip.get("caption", ""))}</div>'
-            f'<audio controls preload="none" src="{escape(audio, quote=True)}"></audio></figure>')
+            f'<{kind} controls preload="none" src="{escape(audio, quote=True)}"></{kind}></figure>')
 
 
 def _origin(documents: dict[str, dict]) -> list[str]:

@@ -108,7 +108,8 @@ def test_mp3_header_is_found_behind_a_tag(files, tmp_path):
     tag = b"ID3\x03\x00\x00" + bytes([0, 1, 2, 3]) + b"\x00" * (2**14 + 2 * 2**7 + 3)  # its size in digits of seven bits
     (tmp_path / "x.mp3").write_bytes(tag + (files / "a.mp3").read_bytes())
     assert audio.probe(tmp_path / "x.mp3") == audio.probe(files / "a.mp3")
-    assert torch.equal(audio.read(tmp_path / "x.mp3", sample_rate=32000, start=2), audio.read(files / "a.mp3", sample_rate=32000, start=2))
+    expected = audio.read(files / "a.mp3", sample_rate=32000, start=2)
+    assert torch.equal(audio.read(tmp_path / "x.mp3", sample_rate=32000, start=2), expected)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a24.wav", "a8k.wav", "a.mp3"])
@@ -226,9 +227,10 @@ def test_past_the_end_is_short_not_padded(files):
     assert audio.read(files / "a.wav", sample_rate=RATE, start=SECONDS - 0.5, duration=5).shape == (1, RATE // 2 + 123)
     assert audio.read(files / "a.wav", sample_rate=32000, start=1e6, duration=5).shape == (1, 0)
     assert audio.read(files / "a.wav", sample_rate=32000, duration=0).shape == (1, 0)
-    for name in ("a.mp3", "a.m4a", "a.webm"):
+    for name in ("a.mp3", "a.m4a", "a.ogg"):
         assert audio.read(files / name, sample_rate=32000, start=1e6, duration=5, mono=False).shape == (2, 0)
-        assert audio.read(files / name, sample_rate=32000, start=SECONDS - 0.5, duration=5).shape[1] == pytest.approx(16000, abs=2000)
+        rest = audio.read(files / name, sample_rate=32000, start=SECONDS - 0.5, duration=5)
+        assert rest.shape[1] == pytest.approx(16000, abs=2000)
 
 
 @pytest.mark.parametrize("content, words", [(None, "does not exist"), (b"", "empty"), (b"no sound, only text\n" * 500, "decoded")])

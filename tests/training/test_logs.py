@@ -80,13 +80,17 @@ def ways_out():
     return handlers, sys.excepthook, sys.exit, sys.stdout, dict(os.environ)
 
 
+EARLIER = set()     # processes of other tests
+
+
 def left_over():
-    return [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    return [process.cmdline() for process in psutil.Process().children(recursive=True) if process not in EARLIER]
 
 
 @pytest.fixture
 def batch(monkeypatch, tmp_path):
     """No terminal and a home folder in which nothing may appear."""
+    EARLIER.update(psutil.Process().children(recursive=True))
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir(), here.mkdir()
     monkeypatch.setenv("HOME", str(home))

@@ -162,7 +162,8 @@ results.write("{name}", [metric], artifacts={{"state": "{name}.json"}})
 
 def stepper(write_notebook, folder, name, steps, after=(), stubborn=False):
     """A notebook that writes its result step by step and goes on where it was; it notices a second one at work."""
-    body = STEPPER.format(name=name, steps=steps, after=list(after), stubborn="signal.signal(signal.SIGTERM, signal.SIG_IGN)" * stubborn)
+    ignore = "signal.signal(signal.SIGTERM, signal.SIG_IGN)" if stubborn else ""
+    body = STEPPER.format(name=name, steps=steps, after=list(after), stubborn=ignore)
     write_notebook(folder, name, body, result=False, after=list(after), family=name.split("_")[1])
 
 
