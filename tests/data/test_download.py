@@ -3,8 +3,11 @@ import hashlib
 import io
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,6 +15,7 @@ import pytest
 
 from lib.data import download
 from lib.data.download import DownloadError, extract, fetch
+from lib.settings import ROOT
 
 CONTENT = os.urandom(300_000)
 
@@ -21,7 +25,8 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.requests = []
+        self.requests, self.stalled = [], threading.Event()
+        self.stalled.set()
         self.url = f"http://127.0.0.1:{self.server_port}/file.zip"
 
 
@@ -47,6 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: server.break_after])
+        server.stalled.wait(60)
 
     def log_message(self, *_):
         pass
@@ -86,6 +92,22 @@ def test_goes_on_by_itself(server, tmp_path):
     server.break_after = 120_000
     assert fetch(server.url, tmp_path / "f", attempts=3).read_bytes() == CONTENT
     assert server.requests == [None, "bytes=120000-", "bytes=240000-"]
+
+
+def test_a_killed_download_goes_on(server, tmp_path):
+    """kill -9 while the server stalls after 2.5 of 3 MiB: what has been written counts."""
+    server.content, server.break_after, file = os.urandom(3 << 20), 5 << 19, tmp_path / "it's a 'file'.zip"
+    server.stalled.clear()
+    process = subprocess.Popen([sys.executable, "-c", "import sys; from lib.data.download import fetch; fetch(*sys.argv[1:])", server.url, str(file)], cwd=ROOT)
+    part, deadline = file.with_name(file.name + ".part"), time.monotonic() + 60
+    while not (part.is_file() and part.stat().st_size >= 2 << 20):
+        assert process.poll() is None and time.monotonic() < deadline
+    process.kill()
+    process.wait()
+    server.stalled.set()
+    server.break_after, begun = None, part.stat().st_size
+    assert not file.exists() and fetch(server.url, file).read_bytes() == server.content
+    assert server.requests == [None, f"bytes={begun}-"] and os.listdir(tmp_path) == [file.name]
 
 
 def test_changed_on_the_server_meanwhile(server, tmp_path):
