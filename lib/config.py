@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from lib import glossary
 
 # where a run is computed, with how many processes and decoders, what it is logged to and when it gives up do not change what it computes
-PLACE = ("device", "devices", "workers", "data_root", "loggers", "bad_media_budget")
+PLACE = ("device", "devices", "compile", "workers", "data_root", "loggers", "bad_media_budget")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class RunConfig:
     seed: int = 13
     device: str = "auto"
     devices: int = 1
+    compile: str = "auto"
     precision: str = "auto"
     threads: int = 2
     workers: int = 0

@@ -65,6 +65,13 @@ def anywhere(flags: list[bool], device: torch.device) -> list[bool]:
     return [bool(count) for count in counts.tolist()]
 
 
+def leave() -> None:
+    """Leave the group together at the end of a process: one that just exits can abort in a thread of the group's."""
+    if world() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 class _Gather(torch.autograd.Function):
     """all_gather whose backward sums what every process's copy of the loss sends back to these rows."""
 

@@ -73,6 +73,12 @@ def digest(*parts: str | bytes) -> str:
     return state.hexdigest()[:16]
 
 
+def sha256(path: Path) -> str:
+    """The sha256 of a file in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def alone(path: Path, what: str):
     """Hold the lock file `path`, waiting (with a line that names `what` and the holder) while another process has it.

@@ -32,6 +32,7 @@ class Parameter:
         low, high: inclusive bounds for numbers.
         choices: the allowed strings; a choice ending in ":N" allows any whole number there.
         optional: None is allowed and means what `meaning` says.
+        joined: several choices may be given as one text, joined by "+".
         local: the text may name a local file or folder, and is then read as a path; it may also be the name of something else.
     """
 
@@ -43,6 +44,7 @@ class Parameter:
     optional: bool = False
     item: type = str
     local: bool = False
+    joined: bool = False
 
     def describe(self) -> str:
         """What a value may be, in words (for error messages and tables)."""
@@ -50,6 +52,7 @@ class Parameter:
                 list: f"a list of {self.item.__name__}"}[self.kind]
         if self.choices:
             text = ("a list out of " if self.kind is list else "one of ") + ", ".join(self.choices)
+            text += ", or several joined by +" if self.joined else ""
         elif math.isfinite(self.low) or math.isfinite(self.high):
             text += f" from {self.low:g}" if math.isfinite(self.low) else ""
             text += f" up to {self.high:g}" if math.isfinite(self.high) else ""
@@ -68,7 +71,7 @@ class Parameter:
         numbers = [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, (int, float))]
         if any(not math.isfinite(v) or not self.low <= v <= self.high for v in numbers):
             return f"must be {self.describe()}, got {value!r}"
-        chosen = value if isinstance(value, (list, tuple)) else [value]
+        chosen = value if isinstance(value, (list, tuple)) else value.split("+") if self.joined else [value]
         if self.choices and not all(any(_chosen(str(v), choice) for choice in self.choices) for v in chosen):
             return f"must be {self.describe()}, got {value!r}"
         return self._path_problem(value) if self.kind is Path or self.local else None
@@ -106,12 +109,14 @@ PARAMETERS: dict[str, Parameter] = {
     # every notebook
     "device": Parameter(str, "where the model runs", choices=("auto", "cpu", "cuda", "cuda:N")),
     "devices": Parameter(int, "devices that train together (processes, on the CPU); batch_size is shared out to them", 1, 1024),
-    "dataset": Parameter(str, "which data set: soundscapes (embedded), esc50 or folder", choices=("soundscapes", "esc50", "folder")),
+    "dataset": Parameter(str, "which data set, or a mixture such as clotho+audiocaps, whose first one gives val and test", joined=True,
+                         choices=("soundscapes", "esc50", "folder", "clotho", "audiocaps", "wavcaps")),
     "data_root": Parameter(Path, "folder of the data set; None: made or downloaded under the data folder", optional=True),
     "seed": Parameter(int, "seed of every random draw", 0, 2**31 - 1),
     "num_samples": Parameter(int, "use at most this many clips, shared over the splits; None: all", 1, optional=True),
     "threads": Parameter(int, "CPU threads of the computation", 1, 1024),
     "workers": Parameter(int, "processes that decode clips; 0: in the main process", 0, 256),
+    "compile": Parameter(str, "torch.compile; auto: on CUDA devices of capability 7.0 and more", choices=("auto", "on", "off")),
     "precision": Parameter(str, "arithmetic of the networks", choices=("auto", "32-true", "bf16-mixed", "16-mixed")),
     "rendering": Parameter(str, "how soundscapes are written: one channel, four (FOA) in the open or in a room, or video with sound",
                            choices=("mono", "foa", "foa_room", "video")),
@@ -137,6 +142,21 @@ PARAMETERS: dict[str, Parameter] = {
     "loggers": Parameter(list, "logs besides CSV and TensorBoard, offline in a batch", choices=("wandb", "swanlab")),
 
     # retrieval
+    "excluded_ids": Parameter(str, "FreeSound ids that WavCaps must not train on: a CSV file; none: leave nothing out; None: the published "
+                              "list, beside the data", optional=True, local=True),
+    "mixture_shares": Parameter(list, "share of an epoch for each data set of a mixture; []: every row once", 0, 1e9, item=float),
+    "initial_checkpoint": Parameter(Path, "folder of a trained model that training starts from; None: as the weights below say", optional=True),
+    "audio_encoder": Parameter(str, "audio tower: PaSST, or CLAP's (audio_weights)", choices=("passt", "clap")),
+    "text_encoder": Parameter(str, "text tower: RoBERTa, or CLAP's (text_weights)", choices=("roberta", "clap")),
+    "chunk_size": Parameter(int, "rows encoded at a time (gradient caching): less memory, the same gradients; None: the whole batch", 1,
+                            optional=True),
+    "teachers": Parameter(list, "second stage: folders of trained models whose estimates are the targets"),
+    "teacher_weight": Parameter(float, "second stage: share of the estimated targets in the loss; the rest is the contrastive loss", 0, 1),
+    "permute_captions": Parameter(bool, "control: train on the captions of other clips"),
+    "control_epochs": Parameter(int, "epochs of the control that trains on the captions of other clips; 0: none", 0, 100_000),
+    "extra_relevance": Parameter(Path, "CSV file of queries with all their relevant files (query, audio_filenames); None: none", optional=True),
+    "predict_folder": Parameter(Path, "folder of audio files to compare with predict_queries; None: no prediction", optional=True),
+    "predict_queries": Parameter(Path, "CSV file whose column caption holds the queries of a prediction", optional=True),
     "audio_size": Parameter(str, "size of the PaSST encoder", choices=("published", "small", "frames", "tiny")),
     "audio_weights": Parameter(str, "official PaSST state dict: a local file, or passt_s_p16_s16_128_ap468 (downloaded); None: from scratch",
                                optional=True, local=True),

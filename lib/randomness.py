@@ -30,6 +30,12 @@ def seed_all(seed: int, *what: object) -> None:
     torch.manual_seed(value)
 
 
+def part(rank: int) -> None:
+    """From here on another stream of torch draws in every process (0 goes on with its own): dropout must not repeat from one to the next."""
+    if rank:
+        torch.manual_seed(derive(torch.initial_seed(), "rank", rank))
+
+
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
     """Order of n items in an epoch: (n,) int64, a permutation that depends on (seed, epoch) only."""
     return generator(seed, "order", epoch).permutation(n) if shuffle else np.arange(n)

@@ -74,14 +74,19 @@ class LogMel(nn.Module):
         self.fmax = config.fmax if config.fmax is not None else config.sample_rate // 2 - config.fmax_jitter // 2
         self.register_buffer("hann", torch.hann_window(config.window, periodic=False), persistent=False)
 
-    @torch.no_grad()
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Args: waveform: Tensor (B, samples). Returns: Tensor (B, mels, frames) float32."""
+    def draw(self) -> tuple[float, float]:
+        """Jittered band edges (lowest, highest) in Hz. Both are drawn even where the range is 1: the stream of draws equals
+        AugmentMelSTFT's."""
         c = self.config
-        fmin, fmax = c.fmin, self.fmax
-        if self.training:       # both edges are drawn even where the range is 1: the stream of draws equals AugmentMelSTFT's
-            fmin = c.fmin + torch.randint(c.fmin_jitter, (1,)).item()
-            fmax = self.fmax + c.fmax_jitter // 2 - torch.randint(c.fmax_jitter, (1,)).item()
+        return (c.fmin + torch.randint(c.fmin_jitter, (1,)).item(),
+                self.fmax + c.fmax_jitter // 2 - torch.randint(c.fmax_jitter, (1,)).item())
+
+    @torch.no_grad()
+    def forward(self, waveform: Tensor, edges: tuple[float, float] | None = None) -> Tensor:
+        """Args: waveform: Tensor (B, samples).  edges: band edges in Hz; None: drawn in training, the configured ones otherwise.
+        Returns: Tensor (B, mels, frames) float32."""
+        c = self.config
+        fmin, fmax = edges or (self.draw() if self.training else (c.fmin, self.fmax))
         filters = kaldi_mel_filters(c.mels, c.n_fft, c.sample_rate, fmin, fmax).to(waveform.device)
         # on a CPU few clips at a time stay in its cache and in memory that is reused: more than twice as fast
         together = CLIPS_TOGETHER if waveform.device.type == "cpu" else len(waveform)

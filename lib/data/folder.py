@@ -35,7 +35,7 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     Args:
         data_root: the folder; it must be given.
         seed: chooses the clips when `num_samples` is given.
-        captions: path of the table, relative to `data_root`; None: captions.csv or the only CSV there, if any.
+        captions: path of the table, relative to `data_root`; None: captions.csv or the only CSV there, if any; "none": no table.
 
     Returns:
         Manifest whose info counts files without a row, rows without a file and names that are no UTF-8 ("left_out"), and
@@ -44,7 +44,7 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     if data_root is None:
         raise ValueError('data_root: dataset "folder" needs the folder of your audio files; set data_root')
     root = Path(data_root).expanduser().absolute()
-    names, bad_names = _listing(root)
+    names, bad_names = listing(root)
     if not names:
         raise ValueError(f"data_root: no audio file in {root} or below; known endings are {' '.join(sorted(SUFFIXES))}")
     table_file = _find_table(root, captions)
@@ -77,7 +77,7 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     return health.check(health.measure(part, workers), workers)
 
 
-def _listing(root: Path) -> tuple[list[str], int]:
+def listing(root: Path) -> tuple[list[str], int]:
     """Audio files below `root` as sorted relative paths, without hidden ones; and how many have a name that is no UTF-8."""
     names, bad = [], 0
     for folder, folders, files in os.walk(root):
@@ -93,6 +93,8 @@ def _listing(root: Path) -> tuple[list[str], int]:
 
 
 def _find_table(root: Path, captions: str | None) -> Path | None:
+    if captions == "none":
+        return None
     if captions is not None:
         file = root / captions
         if not file.is_file():

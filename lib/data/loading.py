@@ -30,6 +30,8 @@ class ClipDataset(Dataset):
         gain_db: random gain, uniform in +- this many dB.  shift: random circular shift in time (only for data without order).
         seed: of windows and augmentation.
         cache_bytes: keep decoded waveforms of clips that are used whole, up to this many bytes a process.
+        shares: of a mixture, how much of an epoch each data set gets (column `source` -> a positive number, in any unit); None: every
+            row comes once. An epoch keeps its length: rows of a set come several times, or some of them wait for a later epoch.
 
     An item is addressed by (epoch, row) and is a dict: clip_id, caption, captions, labels, row (of the manifest),
     waveform (Tensor (samples,) float32, zero-padded on the right), duration (seconds of audio in it), failed.
@@ -40,12 +42,14 @@ class ClipDataset(Dataset):
     """
 
     def __init__(self, manifest: Manifest, *, sample_rate: int, seconds: float, every_caption: bool = False, train: bool = False,
-                 gain_db: float = 0.0, shift: bool = False, seed: int = 0, cache_bytes: int = 0):
+                 gain_db: float = 0.0, shift: bool = False, seed: int = 0, cache_bytes: int = 0,
+                 shares: dict[str, float] | None = None):
         self.manifest, self.sample_rate, self.seconds = manifest, sample_rate, seconds
         self.train, self.gain_db, self.shift, self.seed = train, gain_db, shift, seed
         self.samples = round(seconds * sample_rate)
         self.pairs = [(row, k) for row, captions in enumerate(manifest.table["captions"])
                       for k in (range(len(captions)) if every_caption else [None])]
+        self.shares = shares and _check_shares(shares, manifest)
         self.skipped: frozenset[str] = frozenset()
         self._cache: dict[int, Tensor] = {}
         self._cache_free = cache_bytes
@@ -83,6 +87,22 @@ class ClipDataset(Dataset):
                 "labels": list(clip["labels"]), "duration": duration, "failed": failed,
                 "waveform": torch.nn.functional.pad(wave, (0, self.samples - len(wave)))}
 
+    def order(self, epoch: int, seed: int, shuffle: bool) -> np.ndarray:
+        """Rows of an epoch in their order, (len(self),) int64: a function of (seed, epoch) alone."""
+        if not (shuffle and self.shares):
+            return randomness.epoch_order(len(self), seed, epoch, shuffle)
+        source = self.manifest.table["source"].to_numpy()[[row for row, _ in self.pairs]]
+        counts = _shared_out(len(self), list(self.shares.values()))
+        drawn = []
+        for name, count in zip(self.shares, counts):
+            rows = np.flatnonzero(source == name)
+            # one endless stream of permutations a set: none of its rows comes a second time before all have come once
+            begin = epoch * count
+            rounds = range(begin // len(rows), (begin + count - 1) // len(rows) + 1)
+            stream = np.concatenate([rows[randomness.generator(seed, "mixture", name, k).permutation(len(rows))] for k in rounds])
+            drawn.append(stream[begin - rounds[0] * len(rows):][:count])
+        return np.concatenate(drawn)[randomness.epoch_order(len(self), seed, epoch)]
+
     def _candidates(self, epoch: int, index: int) -> Iterator[int]:
         """The row itself and, in training, the rows that would stand in for it, in their order."""
         yield index
@@ -107,6 +127,26 @@ class ClipDataset(Dataset):
         return wave
 
 
+def _check_shares(shares: dict[str, float], manifest: Manifest) -> dict[str, float]:
+    found = set(manifest.table["source"]) if "source" in manifest.table else set()
+    if set(shares) != found:
+        raise ValueError(f"shares are given for {sorted(shares)}, the training clips come from {sorted(found) or 'one data set'}; "
+                         "give one share to each set of a mixture such as clotho+audiocaps")
+    if any(not share > 0 for share in shares.values()):
+        raise ValueError(f"shares must be positive, got {shares}; leave a data set out of the mixture instead")
+    return shares
+
+
+def _shared_out(total: int, shares: list[float]) -> list[int]:
+    """`total` rows in proportion to `shares`, at least one each (largest remainders get what rounding left)."""
+    exact = np.array(shares) / sum(shares) * total
+    counts = np.maximum(exact.astype(int), 1)
+    for i in np.argsort(counts - exact)[:max(total - counts.sum(), 0)]:
+        counts[i] += 1
+    counts[counts.argmax()] -= counts.sum() - total
+    return counts.tolist()
+
+
 def collate(items: list[dict]) -> dict:
     """List of dicts to dict of lists; tensors of one shape are stacked, other values stay lists (one collate for all families)."""
     batch = {}
@@ -128,7 +168,7 @@ def batches(dataset: ClipDataset, batch_size: int, *, epoch: int = 0, seed: int 
         skipped: clip ids that are known to be bad (training only).
     """
     dataset.skipped = frozenset(skipped)
-    order = randomness.epoch_order(len(dataset), seed, epoch, shuffle)
+    order = dataset.order(epoch, seed, shuffle)
     groups = [[(epoch, int(i)) for i in order[begin:end][distributed.share(end - begin)]]
               for begin, end in _bounds(len(order), batch_size, drop_last)[first_batch:]]
     # one worker thread each: the main process owns the cores

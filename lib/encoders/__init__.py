@@ -1,16 +1,17 @@
-"""Encoders: features to embeddings. `load(folder)` returns the towers of any checkpoint of the workbook."""
+"""Encoders: features to embeddings. `load(folder)` returns the towers of any checkpoint of the workbook, and of published CLAPs."""
 from __future__ import annotations
 
 from pathlib import Path
 
 
 def load(folder: str | Path):
-    """Audio and text towers of a checkpoint folder, in evaluation mode on the CPU.
+    """Audio and text towers of a checkpoint, in evaluation mode on the CPU.
 
     One family starts from another's weights through this function, without importing that family.
 
     Args:
-        folder: a folder with config.json, model.safetensors and tokenizer files.
+        folder: a folder with config.json, model.safetensors and tokenizer files, written by the workbook; or a published CLAP: its
+            folder, its id on Hugging Face ("laion/larger_clap_general") or ModelScope ("modelscope:laion/larger_clap_general").
     Returns:
         a model with `embed_audio(waveform (B, samples), durations (B,)) -> (B, D)` and `embed_text(captions) -> (B, D)`,
         both unit vectors, and `.audio.sample_rate`.
@@ -18,4 +19,10 @@ def load(folder: str | Path):
         FileNotFoundError, ValueError: naming the folder and what is wrong with it.
     """
     from lib.encoders.dual import DualEncoder
+    from lib.encoders.weights import resolve
+    from lib.files import read_json
+    folder = resolve(folder)
+    if (read_json(folder / "config.json") or {}).get("model_type") == "clap":
+        from lib.encoders.clap import load_clap
+        return load_clap(folder)
     return DualEncoder.from_pretrained(folder)

@@ -1,20 +1,21 @@
 """PaSST audio encoder (Koutini et al., "Efficient training of audio transformers with patchout", arXiv 2110.05069).
 
 The network is hear21passt's `PaSST` class, constructed directly: nothing is downloaded or printed, its attention runs through
-scaled_dot_product_attention (same parameters, same numbers), and the classification heads, which retrieval does not use, are
-left out. Clips are cut into segments of the model's one input length, only segments that hold audio are encoded, and their
-features are averaged.
+scaled_dot_product_attention (same parameters, same numbers), patches that patchout drops are never embedded, and the
+classification heads, which retrieval does not use, are left out. Clips are cut into segments of the model's one input length,
+only segments that hold audio are encoded, and their features are averaged.
 """
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from hear21passt.models import passt as hear21
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 from lib.audio.logmel import LogMel, LogMelConfig
 from lib.data.download import fetch
@@ -36,6 +37,51 @@ class FusedAttention(hear21.Attention):
         q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         x = scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
+
+
+class Draws(NamedTuple):
+    """What a training forward draws once for all its clips, as stock PaSST does.
+
+    Attributes:
+        edges: lowest and highest frequency of the mel filters in Hz.
+        rows, columns: Tensor int64, ascending: the rows (frequency) and columns (time) of patches that are kept.
+    """
+
+    edges: tuple[float, float]
+    rows: Tensor
+    columns: Tensor
+
+
+class Network(hear21.PaSST):
+    """hear21passt's network from log-mel to the mean of class and distillation token; patches do not overlap."""
+
+    def __init__(self, **settings):
+        super().__init__(num_classes=0, distilled=True, in_chans=1, **settings)
+        self.head, self.head_dist = nn.Identity(), None
+        for block in self.blocks:
+            block.attn.__class__ = FusedAttention
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Rows and columns that structured patchout keeps, from torch's global generator in stock PaSST's order."""
+        rows, columns = self.patch_embed.grid_size
+        kept = torch.randperm(columns)[:columns - self.s_patchout_t].sort().values if self.s_patchout_t else torch.arange(columns)
+        return torch.randperm(rows)[:rows - self.s_patchout_f].sort().values if self.s_patchout_f else torch.arange(rows), kept
+
+    def forward(self, mel: Tensor, rows: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+        """Args: mel: Tensor (N, mels, frames).  rows, columns: patches that are kept; None: all. Returns: Tensor (N, width)."""
+        (grid_rows, grid_columns), (high, wide) = self.patch_embed.grid_size, self.patch_embed.patch_size
+        patches = mel[:, :grid_rows * high, :grid_columns * wide].unflatten(1, (grid_rows, high)).unflatten(3, (grid_columns, wide))
+        frequency, time = self.freq_new_pos_embed[0, :, :, 0].T, self.time_new_pos_embed[0, :, 0, :grid_columns].T
+        if rows is not None:
+            rows, columns = rows.to(mel.device), columns.to(mel.device)
+            patches, frequency, time = patches[:, rows][:, :, :, columns], frequency[rows], time[columns]
+        # a convolution whose stride is its kernel is one matrix product, and takes only the patches that are kept
+        tokens = linear(patches.transpose(2, 3).flatten(3), self.patch_embed.proj.weight.flatten(1), self.patch_embed.proj.bias)
+        tokens = (tokens + frequency[:, None] + time).flatten(1, 2)                        # (N, patches, width)
+        first = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed
+        tokens = torch.cat([first.expand(len(mel), -1, -1), tokens], dim=1)
+        tokens = self.norm(self.blocks(self.pos_drop(tokens))[:, :2])                      # only these two are read
+        return tokens.mean(dim=1)
 
 
 @dataclass(frozen=True)
@@ -119,13 +165,10 @@ class PasstEncoder(nn.Module):
         width, depth, heads, *patch = SIZES[config.size]
         rows, columns = config.grid
         frames = config.front_end.frames(config.segment_samples)
-        self.network = hear21.PaSST(
-            img_size=(config.front_end.mels, frames), patch_size=tuple(patch), stride=tuple(patch), in_chans=1, num_classes=0, distilled=True,
+        self.network = Network(
+            img_size=(config.front_end.mels, frames), patch_size=tuple(patch), stride=tuple(patch),
             embed_dim=width, depth=depth, num_heads=heads, drop_path_rate=config.drop_path,
             s_patchout_t=round(config.patchout_time * columns), s_patchout_f=round(config.patchout_frequency * rows))
-        self.network.head, self.network.head_dist = nn.Identity(), None
-        for block in self.network.blocks:
-            block.attn.__class__ = FusedAttention
         self.width, self.sample_rate = width, config.front_end.sample_rate
         if width < 768:
             self._widen_initialisation()
@@ -138,12 +181,20 @@ class PasstEncoder(nn.Module):
             elif "pos_embed" in name:
                 nn.init.normal_(parameter, std=0.1)
 
-    def forward(self, waveform: Tensor, durations: Tensor) -> Tensor:
+    def draw(self) -> Draws | None:
+        """What a training forward draws once (front end and patchout, from torch's global generator); None in evaluation.
+
+        Hand it to every forward that must see the same draws: the chunks of one batch, both passes over them.
+        """
+        return Draws(self.front_end.draw(), *self.network.draw()) if self.training else None
+
+    def forward(self, waveform: Tensor, durations: Tensor, draws: Draws | None = None) -> Tensor:
         """Encode clips.
 
         Args:
             waveform: Tensor (B, samples), zero-padded on the right; samples a multiple of the segment length, or less than one.
             durations: Tensor (B,) seconds of audio in each row before padding.
+            draws: of `draw`; None: drawn here.
         Returns:
             Tensor (B, width): mean over the segments that count.
         """
@@ -153,16 +204,16 @@ class PasstEncoder(nn.Module):
         segments = waveform.unflatten(1, (-1, size))                                      # (B, S, size)
         counts = segments_that_count(durations.to(waveform.device), self.config.segment_seconds, segments.shape[1])
         kept = torch.arange(segments.shape[1], device=waveform.device) < counts[:, None]  # (B, S)
-        features = self.features(segments[kept])
+        features = self.features(segments[kept], draws)
         placed = features.new_zeros(*kept.shape, self.width)       # placing, then summing, is deterministic on a GPU as well
         placed[kept] = features
         return placed.sum(dim=1) / counts[:, None].to(features.dtype)
 
-    def features(self, segments: Tensor) -> Tensor:
-        """Segments (N, segment_samples) to the mean of class and distillation token, (N, width)."""
-        mel = self.front_end(segments)[:, None, :, :]                                     # (N, 1, mels, frames)
-        class_token, distillation_token = self.network.forward_features(mel)
-        return (class_token + distillation_token) / 2
+    def features(self, segments: Tensor, draws: Draws | None = None) -> Tensor:
+        """Segments (N, segment_samples) to the mean of class and distillation token, (N, width); `draws` as in `forward`."""
+        draws = draws or self.draw()
+        mel = self.front_end(segments, draws and draws.edges)                             # (N, mels, frames)
+        return self.network(mel, draws.rows, draws.columns) if draws else self.network(mel)
 
     def load_published(self, source: str | Path) -> None:
         """Load an official PaSST state dict; heads are left out.

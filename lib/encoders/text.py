@@ -6,6 +6,7 @@ A scratch size brings its own byte-level BPE tokenizer, trained on the training 
 from __future__ import annotations
 
 import string
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,6 +109,13 @@ class RobertaText(nn.Module):
         network = RobertaModel.from_pretrained(folder, add_pooling_layer=False, hidden_dropout_prob=config.dropout,
                                                attention_probs_dropout_prob=config.dropout)
         return cls(config, AutoTokenizer.from_pretrained(folder), network)
+
+    @classmethod
+    def like(cls, other: "RobertaText", config: TextConfig) -> "RobertaText":
+        """An encoder with the tokenizer and sizes of another one, the dropout and length of `config`, and random weights."""
+        network = deepcopy(other.network.config)
+        network.hidden_dropout_prob = network.attention_probs_dropout_prob = config.dropout
+        return cls(config, other.tokenizer, RobertaModel(network, add_pooling_layer=False))
 
     def forward(self, captions: list[str]) -> Tensor:
         """Captions (a list of B texts) to Tensor (B, width)."""

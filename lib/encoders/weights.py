@@ -3,28 +3,55 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lib.files import user_path
+
 
 def resolve(source: str | Path) -> Path:
     """Local path of pretrained weights.
 
     Args:
-        source: an existing folder or file (`~` is expanded); "<name>" or "<owner>/<name>" on the Hugging Face hub;
-            "modelscope:<owner>/<name>" on ModelScope. Only the two hub forms use the network, and both use their cache first.
+        source: an existing folder or file (`~` is expanded), where a hub's cache keeps a model, its one snapshot; "<name>" or
+            "<owner>/<name>" on the Hugging Face hub; "modelscope:<owner>/<name>" on ModelScope. Only the two hub forms use the
+            network, and what is in the hub's cache is not downloaded again.
     Raises:
         FileNotFoundError: naming the source and how to get it, when it is not local and the hub does not deliver it.
+        ValueError: a cache folder with several snapshots, naming them.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return path
     text = str(source)
-    if path.is_absolute() or text.startswith((".", "~")) or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+    on_modelscope = text.startswith("modelscope:")
+    path = Path(text) if on_modelscope else user_path(source)
+    if path.exists():
+        return _snapshot(path)
+    if not on_modelscope and (path.is_absolute() or text.startswith((".", "~")) or len(path.parts) > 2
+                              or path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")):
         raise FileNotFoundError(f"weights {text!r} do not exist; give an existing file, a folder in the published layout or a hub id")
     try:
-        if text.startswith("modelscope:"):
-            from modelscope import snapshot_download      # imported late: it takes seconds
-            return Path(snapshot_download(text.removeprefix("modelscope:")))
+        if on_modelscope:
+            return Path(_from_modelscope(text.removeprefix("modelscope:")))
         from huggingface_hub import snapshot_download
         return Path(snapshot_download(text, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.ot"]))
     except Exception as error:     # every hub client has errors of its own; the cause stays attached
         raise FileNotFoundError(f"weights {text!r} are neither a local path nor to be had from the hub ({type(error).__name__}: {error}); "
                                 "without a network, download the folder elsewhere and give its path") from error
+
+
+def _snapshot(path: Path) -> Path:
+    """The only snapshot where `path` is a model in a hub's cache (<owner>--<name>/snapshots/<revision>), otherwise `path` itself."""
+    found = sorted(p for p in (path / "snapshots").glob("*") if p.is_dir())
+    if not found or (path / "config.json").exists():
+        return path
+    if len(found) > 1:
+        raise ValueError(f"{path} holds {len(found)} snapshots; give one of them: {', '.join(map(str, found))}")
+    return found[0]
+
+
+def _from_modelscope(name: str) -> str:
+    """Folder of a ModelScope model: what its cache holds, in any of its layouts, otherwise downloaded."""
+    from modelscope import snapshot_download      # imported late: it takes seconds
+    try:
+        # without this the client asks its server first even for what it has, and fails where there is no network
+        cached = Path(snapshot_download(name, local_files_only=True))
+    except Exception:              # not in the cache; the client's errors differ between its versions
+        return snapshot_download(name)
+    # weights come last: without them an earlier download was cut off, and goes on here
+    return str(cached) if any(cached.glob("*.safetensors")) or any(cached.glob("*.bin")) else snapshot_download(name)

@@ -2,34 +2,42 @@
 
 Configuration, model and training step. Defaults are the published ones; notebooks and profiles change sizes. The audio branch
 averages 10 s segments of a clip of at most 30 s, the text branch takes RoBERTa's first token; both are projected to unit vectors
-of one space and trained with a symmetric contrastive loss in which all captions of one clip are positives.
+of one space and trained with a symmetric contrastive loss in which all captions of one clip are positives. A second stage can
+learn from the correspondences that trained models estimate. `python -m lib.families.retrieval predict` writes a challenge's table.
 """
 from __future__ import annotations
 
+import argparse
+import csv
 import json
+import os
+import sys
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lib import data, randomness
+from lib import data, distributed, randomness
 from lib.audio.logmel import LogMelConfig
 from lib.config import RunConfig
+from lib.data import folder
 from lib.data.loading import ClipDataset, batches, count_batches
 from lib.data.manifest import Manifest
 from lib.distributed import gather, gather_list
+from lib.encoders import dual
 from lib.encoders.dual import DualEncoder
 from lib.encoders.passt import PasstConfig, PasstEncoder
+from lib.encoders.store import encode_clips, encode_texts, store
 from lib.encoders.text import RobertaText, TextConfig
 from lib.evaluation.retrieval import retrieval_metrics
-from lib.files import user_path
-from lib.losses.contrastive import contrastive_loss
+from lib.files import sha256, user_path
+from lib.glossary import ParameterError
+from lib.losses.contrastive import contrastive_loss, estimated_loss
 from lib.media.audio import AudioError
-from lib.progress import track
 
 CACHE_BYTES = 2 << 30       # decoded clips kept in memory (clips no longer than the window)
 
@@ -39,6 +47,10 @@ class RetrievalConfig(RunConfig):
     """Parameters of the family; meaning and range of each: `lib.glossary.PARAMETERS`."""
 
     scene_seconds: float = 10.0
+    excluded_ids: str | None = None
+    mixture_shares: tuple[float, ...] = ()
+    initial_checkpoint: str | None = None
+    audio_encoder: str = "passt"
     audio_size: str = "published"
     audio_weights: str | None = None
     clip_seconds: float = 30.0
@@ -50,6 +62,7 @@ class RetrievalConfig(RunConfig):
     time_mask: float = 0.1
     frequency_masks: int = 0
     frequency_mask: float = 0.1
+    text_encoder: str = "roberta"
     text_size: str = "roberta-large"
     text_weights: str | None = None
     max_tokens: int = 32
@@ -59,6 +72,10 @@ class RetrievalConfig(RunConfig):
     train_tau: bool = False
     positives: str = "clip"
     loss_reduction: str = "pairs"
+    chunk_size: int | None = None
+    teachers: tuple[str, ...] = ()
+    teacher_weight: float = 1.0
+    permute_captions: bool = False
     every_caption: bool = True
     gain_db: float = 0.0
     shift: bool = False
@@ -74,24 +91,65 @@ class RetrievalConfig(RunConfig):
 
     def prepare(self) -> Manifest:
         """The data set's manifest, prepared or read."""
-        options = {"clip_seconds": self.scene_seconds} if self.dataset == "soundscapes" else {}
+        understood = data.data_set_options(self.dataset)
+        options = {"clip_seconds": self.scene_seconds} if "soundscapes" in self.dataset.split("+") else {}
+        if "excluded_ids" in understood:
+            options["excluded_ids"] = self.excluded_ids
         return data.prepare(self.dataset, data_root=self.data_root, num_samples=self.num_samples, workers=self.threads, **options)
+
+    def shares(self) -> dict[str, float] | None:
+        """What `ClipDataset` takes: the share of each data set of a mixture; None: every row comes once."""
+        names = self.dataset.split("+")
+        if self.mixture_shares and len(self.mixture_shares) != len(names):
+            raise ParameterError(f"mixture_shares: {len(self.mixture_shares)} numbers for the {len(names)} data sets of {self.dataset!r}; "
+                                 "give one each, or none")
+        return dict(zip(names, self.mixture_shares)) or None
 
 
 def build(config: RetrievalConfig, captions: list[str]) -> DualEncoder:
-    """A dual encoder with random or published weights.
+    """A dual encoder with random or published weights, or those of a checkpoint.
 
     Args:
         config: sizes and weights.  captions: training captions, for the tokenizer of a scratch text encoder.
     """
     randomness.seed_all(config.seed, "model")
+    start = DualEncoder.from_pretrained(config.initial_checkpoint) if config.initial_checkpoint else None
+    if start:
+        _check_sizes(config, start)
+    model = DualEncoder(_audio_tower(config), _text_tower(config, captions, start), config.embedding_dim, config.tau, config.train_tau)
+    if start:
+        dual.initialise(model, config.initial_checkpoint)
+    return model
+
+
+def _check_sizes(config: RetrievalConfig, start: DualEncoder) -> None:
+    """ParameterError where the checkpoint that training starts from holds another architecture than the parameters ask for."""
+    stored = start.config()
+    audio, text = stored["audio"], stored["text"]
+    found = {"audio_encoder": audio["kind"], "audio_size": audio.get("size"), "segment_seconds": audio.get("segment_seconds"),
+             "text_encoder": text["kind"], "text_size": text.get("size"), "embedding_dim": stored["dim"]}
+    for name, value in found.items():
+        if value is not None and value != getattr(config, name):
+            raise ParameterError(f"{name}={getattr(config, name)!r}, but initial_checkpoint holds a model with {value!r}; set {name}={value!r} "
+                                 f"or start from another checkpoint than {config.initial_checkpoint}")
+
+
+def _audio_tower(config: RetrievalConfig):
+    if config.audio_encoder == "clap":
+        return ClapAudio.from_published(_needed(config, "audio_weights"))
     audio = PasstEncoder(config.audio())
-    if config.audio_weights:
+    if config.audio_weights and not config.initial_checkpoint:
         audio.load_published(config.audio_weights)
+    return audio
+
+
+def _text_tower(config: RetrievalConfig, captions: list[str], start: DualEncoder | None):
+    if config.text_encoder == "clap":
+        return ClapText.from_published(_needed(config, "text_weights"))
     text_config = TextConfig(size=config.text_size, max_tokens=config.max_tokens, dropout=config.text_dropout)
-    text = (RobertaText.from_published(text_config, config.text_weights) if config.text_weights
-            else RobertaText.from_scratch(text_config, captions))
-    return DualEncoder(audio, text, config.embedding_dim, config.tau, config.train_tau)
+    if start:           # its tokenizer and vocabulary, this run's dropout
+        return RobertaText.like(start.text, text_config)
+    return RobertaText.from_published(text_config, config.text_weights) if config.text_weights else RobertaText.from_scratch(text_config, captions)
 
 
 def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[DualEncoder, RetrievalConfig]:
@@ -123,12 +181,18 @@ class Retrieval:
 
     def __init__(self, config: RetrievalConfig, manifest: Manifest | None = None):
         self.config = config
+        if config.teachers and config.mix:
+            raise ParameterError("teachers: what they estimate for a clip does not hold for a mixture of clips; set mix=0")
         self.manifest = config.prepare() if manifest is None else manifest
         self.train_manifest = self.manifest.select(list(config.fit_splits))
+        if config.permute_captions:
+            self.train_manifest = permuted(self.train_manifest, config.seed)
         self.model = build(config, [c for captions in self.train_manifest.table["captions"] for c in captions])
         self.train_set = ClipDataset(
             self.train_manifest, sample_rate=self.model.audio.sample_rate, seconds=config.clip_seconds, every_caption=config.every_caption,
-            train=True, gain_db=config.gain_db, shift=config.shift, seed=config.seed, cache_bytes=CACHE_BYTES // max(1, config.workers))
+            train=True, gain_db=config.gain_db, shift=config.shift, seed=config.seed, cache_bytes=CACHE_BYTES // max(1, config.workers),
+            shares=config.shares())
+        self.teachers: Teachers | None = None
 
     def batches(self, epoch: int, first_batch: int, skipped: Iterable[str] = ()):
         """Training batches of an epoch from `first_batch` on; the last one may be of another size."""
@@ -145,17 +209,36 @@ class Retrieval:
         return len(self.train_manifest)
 
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
-        """Contrastive loss of a batch of (clip, caption) rows, those of all processes together: {"loss": scalar}."""
-        waveform = batch["waveform"]
+        """Loss of a batch of (clip, caption) rows, those of all processes together.
+
+        With teachers, "loss" is (1 - teacher_weight) "contrastive" + teacher_weight "estimated".
+
+        Args: model: the dual encoder, wrapped or not.  batch: of `batches`.
+        Returns: {"loss": scalar, ...}.
+        """
+        config, waveform = self.config, batch["waveform"]
         durations = torch.tensor(batch["duration"], device=waveform.device)
+        draws = self.model.audio.draw()                 # before anything else is drawn: the same in all processes, and for all chunks
+        randomness.part(distributed.rank())
         heard = torch.arange(len(waveform))[:, None]
-        if self.config.mix:
-            waveform, durations, heard = mix_clips(waveform, durations, self.config.mix)
-        audio, text = model(waveform, durations, batch["caption"])
+        if config.mix:
+            waveform, durations, heard = mix_clips(waveform, durations, config.mix)
+        audio, text = model(waveform, durations, batch["caption"], draws, config.chunk_size)
         names = self.names(batch)
         positives = shared(gather_list([[names[i] for i in row] for row in heard.tolist()]), gather_list(names))
         logits = self.model.logits(gather(audio), gather(text))
-        return {"loss": contrastive_loss(logits, positives.to(waveform.device), self.config.loss_reduction)}
+        contrastive = contrastive_loss(logits, positives.to(waveform.device), config.loss_reduction)
+        if not config.teachers:
+            return {"loss": contrastive}
+        self.teachers = self.teachers or Teachers(config, self.train_manifest, waveform.device)
+        estimates = self.teachers.logits(gather_list(batch["row"]), gather_list(batch["caption"])).to(waveform.device)
+        estimated = estimated_loss(logits, estimates)
+        return {"loss": torch.lerp(contrastive, estimated, config.teacher_weight), "contrastive": contrastive, "estimated": estimated}
+
+    def compile(self) -> None:
+        """torch.compile both encoders in place (their parameters keep their names)."""
+        self.model.audio.network.compile()
+        self.model.text.network.compile()
 
     def names(self, batch: dict) -> list[str]:
         """What makes rows of a batch belong together: the clip, or its set of labels."""
@@ -200,6 +283,53 @@ def mix_clips(waveform: Tensor, durations: Tensor, probability: float) -> tuple[
     return mixed, longest, torch.stack([torch.arange(batch), torch.where(chosen, partner, torch.arange(batch))], dim=1)
 
 
+def permuted(manifest: Manifest, seed: int) -> Manifest:
+    """The same clips with captions and labels of others: a control, which can learn nothing about which sound a text describes.
+
+    Every clip gets those of one other clip (along one random cycle through all of them).
+    """
+    order = randomness.generator(seed, "permuted captions").permutation(len(manifest))
+    donor = np.empty_like(order)
+    donor[order] = np.roll(order, 1)
+    table = manifest.table.copy()
+    for column in ("captions", "labels"):
+        table[column] = [manifest.table[column].iat[i] for i in donor]
+    return replace(manifest, table=table)
+
+
+class Teachers:
+    """Correspondences between training clips and captions as trained models estimate them, each encoded once and kept.
+
+    Args:
+        config: of the run that learns from them (`teachers`: checkpoint folders).  manifest: its training clips.
+        device: where the teachers encode.
+    Raises:
+        ParameterError: a teacher was trained on a split that this run is validated or scored on.
+        AudioError: clips that cannot be decoded.
+    """
+
+    def __init__(self, config: RetrievalConfig, manifest: Manifest, device: torch.device):
+        captions = [c for captions in manifest.table["captions"] for c in captions]
+        self.parts = []
+        for folder in config.teachers:
+            model, trained = load(folder, device)
+            leaked = set(trained.fit_splits) - set(config.fit_splits)
+            if leaked and trained.dataset == config.dataset:
+                raise ParameterError(f"teachers: {folder} was trained on {sorted(leaked)} of {trained.dataset}, which this run keeps apart")
+            kept = store(model, manifest, captions, sha256(user_path(folder) / "model.safetensors"), seconds=trained.clip_seconds,
+                         batch_size=config.batch_size, workers=config.workers)
+            if kept.unreadable:
+                clip, reason = next(iter(kept.unreadable.items()))
+                raise AudioError(f"{len(kept.unreadable)} training clips cannot be decoded any more, such as {clip}: {reason}. Prepare the "
+                                 f"data set again and remove {kept.folder}")
+            self.parts.append((kept, float(model.tau.detach().abs())))
+
+    def logits(self, rows: list[int], captions: list[str]) -> Tensor:
+        """Mean over the teachers of similarity over temperature, for clips in `rows` of the manifest and captions: (A, T) float32."""
+        estimates = [torch.from_numpy(kept.audio[rows] @ kept.text[[kept.texts[c] for c in captions]].T) / tau for kept, tau in self.parts]
+        return torch.stack(estimates).mean(dim=0)
+
+
 @dataclass(frozen=True)
 class Gallery:
     """A split in embeddings.
@@ -234,15 +364,10 @@ def embed(model: DualEncoder, manifest: Manifest, config: RetrievalConfig, leave
     Raises:
         AudioError: naming the clips that passed the health check and cannot be decoded now.
     """
-    training, device = model.training, model.tau.device
+    training = model.training
     model.eval()
-    dataset = ClipDataset(manifest, sample_rate=model.audio.sample_rate, seconds=config.clip_seconds)
-    source = batches(dataset, config.batch_size, workers=config.workers)
-    rows, failed = [], []
-    for batch in track(source, count_batches(dataset, config.batch_size), "encoding clips"):
-        durations = torch.tensor(batch["duration"], device=device)
-        rows.append(gather(model.embed_audio(batch["waveform"].to(device), durations)).cpu())
-        failed += gather_list(batch["failed"])
+    rows, failed = zip(*encode_clips(model, manifest, seconds=config.clip_seconds, batch_size=config.batch_size, workers=config.workers))
+    failed = [entry for part in failed for entry in part]
     bad = [entry for entry in failed if entry]
     if bad:
         message = (f"{len(bad)} of {len(manifest)} clips cannot be decoded any more, such as {bad[0]['clip_id']}: {bad[0]['reason']}")
@@ -251,7 +376,7 @@ def embed(model: DualEncoder, manifest: Manifest, config: RetrievalConfig, leave
         warnings.warn(f"{message}. They are left out", stacklevel=2)
     kept = [i for i, entry in enumerate(failed) if entry is None]
     queries, relevant, group = relevance(manifest.select(rows=kept), config.positives)
-    text = embed_texts(model, queries)
+    text = encode_texts(model, queries)
     model.train(training)
     return Gallery(torch.cat(rows)[kept], text, queries, relevant, group)
 
@@ -276,10 +401,80 @@ def _label_key(labels: list[str]) -> str:
     return "\x1f".join(sorted(labels))
 
 
-@torch.inference_mode()
-def embed_texts(model: DualEncoder, texts: list[str], chunk: int = 256) -> Tensor:
-    """Texts to unit vectors (B, D) on the CPU; a text that occurs several times is encoded once."""
-    distinct = sorted(set(texts))
-    rows = torch.cat([model.embed_text(distinct[i:i + chunk]).cpu() for i in range(0, len(distinct), chunk)])
-    place = {text: i for i, text in enumerate(distinct)}
-    return rows[[place[text] for text in texts]]
+embed_texts = encode_texts
+
+
+def predict(checkpoint: str | Path, audio: str | Path, queries: str | Path, out: str | Path, device: torch.device | str = "cpu",
+            workers: int = 0) -> Path:
+    """Similarities of queries and audio files as the challenge's table (DCASE 2025 Task 6).
+
+    The table's first column, `index`, is the query; every other column is a file (its name below the folder, sorted), cells are
+    cosine similarities. A file that cannot be decoded keeps its column, with the lowest similarity -1, and is named in a warning.
+
+    Args:
+        checkpoint: folder of a trained model.  audio: folder of files.  queries: CSV file with a column `caption`.
+        out: CSV file to write, in one step.  device, workers: where clips are encoded, processes that decode them.
+    Returns: `out`.
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what was expected.
+    """
+    texts = read_queries(user_path(queries))
+    model, config = load(checkpoint, device)
+    manifest = data.prepare("folder", data_root=audio, workers=workers, captions="none")
+    vectors, failed = zip(*encode_clips(model, manifest, seconds=config.clip_seconds, batch_size=config.batch_size, workers=workers))
+    gallery, failed = torch.cat(vectors), [entry for part in failed for entry in part]
+    place = {clip: i for i, clip in enumerate(manifest.table["clip_id"]) if failed[i] is None}
+    columns = folder.listing(manifest.root)[0]
+    lost = [name for name in columns if name not in place]
+    if lost:
+        warnings.warn(f"{len(lost)} of {len(columns)} files cannot be used and get the similarity -1, such as {lost[0]}", stacklevel=2)
+    out = user_path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    text = encode_texts(model, texts)
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["index", *columns])
+        for query, vector in zip(texts, text):
+            scores = (gallery @ vector).tolist()
+            table.writerow([query, *(f"{scores[place[name]]:.7g}" if name in place else "-1" for name in columns)])
+    os.replace(temporary, out)
+    return out
+
+
+def read_queries(path: Path) -> list[str]:
+    """The column `caption` of a CSV file. ValueError: naming the file, its columns and an empty row."""
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        if "caption" not in (table.fieldnames or []):
+            raise ValueError(f"{path}: column 'caption' is missing, its columns are {', '.join(table.fieldnames or []) or 'none'}; name the "
+                             "column of the queries 'caption'")
+        texts = [(row["caption"] or "").strip() for row in table]
+    empty = [i for i, text in enumerate(texts, 2) if not text]
+    if empty or not texts:
+        raise ValueError(f"{path}: " + (f"line {empty[0]} holds no caption" if texts else "no query in it"))
+    return texts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m lib.families.retrieval predict`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lib.families.retrieval")
+    tool = parser.add_subparsers(dest="verb", required=True).add_parser("predict", help="similarities of queries and files as a table")
+    tool.add_argument("--checkpoint", required=True, help="folder of a trained model")
+    tool.add_argument("--audio", required=True, help="folder of audio files")
+    tool.add_argument("--queries", required=True, help="CSV file with a column `caption`")
+    tool.add_argument("--out", required=True, help="CSV file to write")
+    tool.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    tool.add_argument("--workers", type=int, default=0, help="processes that decode (default 0: this one)")
+    options = parser.parse_args(arguments)
+    try:
+        written = predict(options.checkpoint, options.audio, options.queries, options.out, options.device, options.workers)
+    except (ValueError, OSError, RuntimeError) as error:    # messages of ours say what to do; a traceback would hide them
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"written: {written}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

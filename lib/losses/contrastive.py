@@ -1,4 +1,4 @@
-"""Contrastive loss between two sets of unit vectors with several positives a row.
+"""Contrastive losses between two sets of unit vectors: several positives a row, or estimated correspondences as targets.
 
 Logits are cosine similarities divided by a temperature, rows are audio clips (A), columns are texts (T). Computed in float32
 (float64 input stays float64).
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from torch.nn.functional import log_softmax
+from torch.nn.functional import log_softmax, softmax
 
 
 def contrastive_loss(logits: Tensor, positives: Tensor | None = None, reduction: str = "pairs") -> Tensor:
@@ -49,3 +48,26 @@ def _one_way(logits: Tensor, positives: Tensor, axis: int, reduction: str) -> Te
     # where(): rows without a positive have 0/1 = 0 and are left out of the mean below
     per_row = torch.where(positives, scores, 0).sum(dim=axis) / counts.clamp(min=1)
     return per_row[counts > 0].mean()
+
+
+def estimated_loss(logits: Tensor, estimates: Tensor) -> Tensor:
+    """Symmetric cross-entropy towards correspondences that other models estimate, instead of one clip - one caption.
+
+    With p = softmax of `logits` and q = softmax of `estimates`, over audios (axis 0) and over texts (axis 1):
+    -1/2 [mean over texts of sum_audios q log p + mean over audios of sum_texts q log p]
+    (Primus, Schmid, Widmer: Estimated audio-caption correspondences improve language-based audio retrieval, arXiv 2408.11641).
+
+    Args:
+        logits: Tensor (A, T), the model's similarities over its temperature.
+        estimates: Tensor (A, T), those of the other models (the mean of several); no gradient flows to them.
+    Returns:
+        scalar Tensor, at least the mean entropy of q, which it reaches where p = q.
+    Raises:
+        ValueError: shapes differ.
+    """
+    if estimates.shape != logits.shape:
+        raise ValueError(f"estimates {tuple(estimates.shape)} and logits {tuple(logits.shape)} must have one shape")
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        estimates = estimates.detach().to(logits)
+        return -sum((softmax(estimates, axis) * log_softmax(logits, axis)).sum(axis).mean() for axis in (0, 1)) / 2

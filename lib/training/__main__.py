@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from lib import training
+from lib import distributed, training
 from lib.glossary import ParameterError, load_yaml
 
 
@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     run = training.launch(options.family, config)
     print(json.dumps({"checkpoint": str(run.checkpoint), "steps": run.steps, "cpu_seconds": round(run.cpu_seconds, 1)}))
+    distributed.leave()
     return 0
 
 

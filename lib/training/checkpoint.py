@@ -6,7 +6,6 @@ and renamed; a folder whose manifest is missing or wrong is never used.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lib.files import write_json
+from lib.files import sha256, write_json
 
 MANIFEST, STATE = "manifest.json", "state.pt"
 
@@ -40,7 +39,7 @@ def save(parent: Path, step: int, write_model: Callable[[Path], object], state: 
     files = sorted(p for p in temporary.rglob("*") if p.is_file())
     for path in files:
         _flush(path)
-    write_json(temporary / MANIFEST, {p.relative_to(temporary).as_posix(): _sha256(p) for p in files})
+    write_json(temporary / MANIFEST, {p.relative_to(temporary).as_posix(): sha256(p) for p in files})
     if final.exists():                      # an invalid or repeated one; a valid one of the same step is the same
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -55,7 +54,7 @@ def valid(folder: Path) -> bool:
     """Whether every file of the checkpoint is there and unchanged."""
     try:
         listed = json.loads((folder / MANIFEST).read_text())
-        return bool(listed) and all(_sha256(folder / name) == digest for name, digest in listed.items())
+        return bool(listed) and all(sha256(folder / name) == digest for name, digest in listed.items())
     except (OSError, ValueError):
         return False
 
@@ -74,12 +73,7 @@ def load_state(folder: Path) -> dict:
 
 def weights_digest(folder: Path) -> str:
     """First 16 hexadecimal digits of the sha256 of a checkpoint's model.safetensors."""
-    return _sha256(Path(folder) / "model.safetensors")[:16]
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(Path(folder) / "model.safetensors")[:16]
 
 
 def _flush(path: Path) -> None:

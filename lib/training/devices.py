@@ -26,6 +26,11 @@ def resolve(device: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def compiles(choice: str, device: torch.device) -> bool:
+    """Whether models are compiled: on | off | auto, which is on for CUDA devices of capability 7.0 and more (what Triton supports)."""
+    return choice == "on" or choice == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
 def fabric(device: str, precision: str = "auto", threads: int = 2) -> Fabric:
     """A Lightning Fabric for this process: alone, or one of several that torchrun started (gloo on the CPU, NCCL on CUDA).
 

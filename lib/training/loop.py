@@ -50,6 +50,9 @@ class Family(Protocol):
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Tensor]:
         """Named scalars of a batch; "loss" is the one that is minimised."""
 
+    def compile(self) -> None:
+        """torch.compile the model's networks in place."""
+
     def validate(self) -> dict[str, float]:
         """Metrics of the validation split, none where it is empty."""
 
@@ -126,6 +129,8 @@ class _Session:
         randomness.seed_all(config.seed, "fit")
         optimizer = torch.optim.AdamW([p for p in family.model.parameters() if p.requires_grad], lr=config.learning_rate,
                                       betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay)
+        if devices.compiles(config.compile, fabric.device):
+            family.compile()
         self.model, self.optimizer = fabric.setup(family.model, optimizer)
         self.state = {"step": 0, "epoch": 0, "batch": 0, "sums": {}, "history": [], "best": None, "skipped": {}, "cpu": 0.0, "wall": 0.0,
                       "threads": config.threads, "devices": fabric.world_size}

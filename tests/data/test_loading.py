@@ -103,3 +103,33 @@ def test_randomness_is_stateless():
     one = (torch.rand(1).item(), np.random.rand())
     randomness.seed_all(1, "x")
     assert one == (torch.rand(1).item(), np.random.rand())
+
+
+def mixture(manifest):
+    """The ramps as two sets: five clips of "many", two of "few"."""
+    table = manifest.table.assign(source=["many"] * 5 + ["few"] * 2)
+    return Manifest(table, "many+few", manifest.root, {})
+
+
+def test_shares_of_a_mixture(manifest):
+    """An epoch keeps its length and divides it as asked; no row of a set comes again before all of it have come; f(seed, epoch)."""
+    rows = dataset(mixture(manifest), shares={"many": 1, "few": 3})
+    assert len(rows) == 14
+    epochs = [rows.order(epoch, 7, True) for epoch in range(8)]
+    assert all(len(order) == 14 and (order < 10).sum() == 4 for order in epochs)       # rows 0-9 are of "many": 3.5, rounded up
+    for first, size in ((0, 10), (10, 4)):
+        stream = np.concatenate([np.sort(order[(order >= first) & (order < first + size)]) for order in epochs])
+        counts = np.bincount(stream - first, minlength=size)
+        assert counts.max() - counts.min() <= 1, "rows of one set come equally often"
+    assert np.array_equal(rows.order(3, 7, True), epochs[3]) and not np.array_equal(rows.order(3, 8, True), epochs[3])
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert np.array_equal(rows.order(0, 7, False), np.arange(14)), "in evaluation every row comes once"
+    whole = flat(batches(rows, 4, epoch=1, seed=7, shuffle=True))
+    assert equal(flat(batches(rows, 4, epoch=1, seed=7, shuffle=True, first_batch=2)), whole[2:])
+
+
+@pytest.mark.parametrize("shares, words", [
+    ({"many": 1}, r"given for \['many'\], the training clips come from \['few', 'many'\]"), ({"many": 1, "few": 0}, "must be positive")])
+def test_wrong_shares_are_refused(manifest, shares, words):
+    with pytest.raises(ValueError, match=words):
+        dataset(mixture(manifest), shares=shares)

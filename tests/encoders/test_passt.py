@@ -19,23 +19,51 @@ def test_construction_and_forward_are_silent(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_fused_attention_equals_stock():
-    """Same features and gradients as the stock network with its softmax written out, same state dict names."""
-    encoder = small()
+def stock_of(encoder, **patchout):
+    """The stock network with the encoder's weights."""
     stock = hear21.PaSST(img_size=(128, 200), patch_size=(16, 16), stride=(16, 16), in_chans=1, num_classes=0, distilled=True,
-                         embed_dim=64, depth=2, num_heads=2).eval()
+                         embed_dim=64, depth=2, num_heads=2, **patchout)
     stock.head, stock.head_dist = torch.nn.Identity(), None
     stock.load_state_dict(encoder.network.state_dict())
     assert type(stock.blocks[0].attn) is hear21.Attention
-    mel = torch.randn(2, 1, 128, 200, generator=torch.Generator().manual_seed(1))
-    mine, theirs = encoder.network.forward_features(mel), stock.forward_features(mel)
-    for a, b in zip(mine, theirs):
-        assert (a - b).abs().max() <= 1e-5
-    sum(x.square().sum() for x in mine).backward()
-    sum(x.square().sum() for x in theirs).backward()
+    return stock
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_network_equals_stock(training):
+    """Same features and gradients as the stock network with its softmax and convolution written out, the same patches dropped."""
+    encoder = small(patchout_time=0.3, patchout_frequency=0.25).train(training)
+    stock = stock_of(encoder, s_patchout_t=encoder.network.s_patchout_t, s_patchout_f=2).train(training)
+    assert encoder.network.s_patchout_t == 4
+    mel = torch.randn(2, 128, 200, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(2)
+    mine = encoder.network(mel, *(encoder.network.draw() if training else ()))
+    torch.manual_seed(2)
+    theirs = torch.stack(stock.forward_features(mel[:, None])).mean(dim=0)
+    assert (mine - theirs).abs().max() <= 1e-5
+    mine.square().sum().backward()
+    theirs.square().sum().backward()
     for (name, a), (_, b) in zip(encoder.network.named_parameters(), stock.named_parameters()):
-        if b.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_draws_are_stock_passt_s():
+    """One generator state gives the band edges of AugmentMelSTFT, then the columns and rows of stock PaSST; evaluation draws nothing."""
+    encoder = small().train()
+    torch.manual_seed(3)
+    draws = encoder.draw()
+    torch.manual_seed(3)
+    assert draws.edges == (torch.randint(10, (1,)).item(), 15000 + 1000 - torch.randint(2000, (1,)).item())
+    columns, rows = torch.randperm(12)[:9].sort().values, torch.randperm(8)[:6].sort().values
+    assert torch.equal(draws.columns, columns) and torch.equal(draws.rows, rows)
+    assert encoder.eval().draw() is None
+
+
+def test_given_draws_are_used():
+    encoder = small().train()
+    wave, durations, draws = torch.randn(1, 64000), torch.tensor([2.0]), encoder.draw()
+    assert torch.equal(encoder(wave, durations, draws), encoder(wave, durations, draws))
+    assert not torch.equal(encoder(wave, durations, encoder.draw()), encoder(wave, durations, draws))
 
 
 def test_published_size():

@@ -1,5 +1,7 @@
 """The retrieval family: training that learns, resumes to the same bits, refuses what is not finite; embedding and relevance."""
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -161,3 +163,181 @@ def test_training_command_refuses_and_trains(manifest, tmp_path, monkeypatch, ca
     (tmp_path / "c.json").write_text(json.dumps(tiny().to_dict()))
     assert main(["--family", "retrieval", "--config", str(tmp_path / "c.json"), "epochs=1", "learning_rate=1e-3"]) == 0
     assert checkpoint.valid(tmp_path / json.loads(capsys.readouterr().out.splitlines()[-1])["checkpoint"])
+
+
+def gradients(learner, batch, seed=0, dtype=None):
+    """Loss and gradients of one step, as the loop makes them."""
+    learner.model.train().zero_grad()
+    torch.manual_seed(seed)
+    parts = learner.losses(learner.model, batch)
+    parts["loss"].backward()
+    return parts["loss"].item(), {name: p.grad.clone() for name, p in learner.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7])
+def test_gradient_caching_equals_the_whole_batch(manifest, chunk):
+    """Dropout and drop-path 0; patchout and mel jitter are on, drawn once a step and shared by all chunks and both passes."""
+    whole = Retrieval(tiny(text_dropout=0.0), manifest)
+    batch = next(whole.batches(0, 0))
+    parts = Retrieval(tiny(text_dropout=0.0, chunk_size=chunk), manifest)
+    loss, expected = gradients(whole, batch)
+    found, cached = gradients(parts, batch)
+    assert found == pytest.approx(loss, abs=1e-5) and expected.keys() == cached.keys()
+    for name in expected:
+        torch.testing.assert_close(cached[name], expected[name], atol=1e-5, rtol=0, msg=name)
+    assert gradients(parts, batch, seed=1)[0] != found, "another step draws other patches"
+
+
+def test_gradient_caching_replays_the_random_state(manifest):
+    """With dropout and drop-path every chunk's second pass must see the masks of its first: the gradient is that of chunks whose
+    graphs are all kept."""
+    config = tiny(text_dropout=0.3, drop_path=0.3, chunk_size=3)
+    learner = Retrieval(config, manifest)
+    batch = next(learner.batches(0, 0))
+    loss, cached = gradients(learner, batch)
+
+    learner.model.zero_grad()
+    torch.manual_seed(0)
+    draws, durations, rows = learner.model.audio.draw(), torch.tensor(batch["duration"]), range(0, len(batch["caption"]), 3)
+    audio = torch.cat([learner.model.embed_audio(batch["waveform"][i:i + 3], durations[i:i + 3], draws) for i in rows])
+    text = torch.cat([learner.model.embed_text(batch["caption"][i:i + 3]) for i in rows])
+    names = learner.names(batch)
+    expected = retrieval.contrastive_loss(learner.model.logits(audio, text), shared([[name] for name in names], names))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-6)
+    for name, parameter in learner.model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(cached[name], parameter.grad, atol=1e-5, rtol=0, msg=name)
+    learner.model.audio.network.blocks[-1].drop_path.drop_prob = 0.9
+    assert gradients(learner, batch)[0] != loss, "drop-path was on"
+
+
+def test_gradient_caching_holds_the_activations_of_one_chunk(manifest):
+    """What autograd keeps alive at the end of the forward pass shrinks from the whole batch's activations to its input and embeddings."""
+    def kept(chunk):
+        learner, sizes = Retrieval(tiny(chunk_size=chunk), manifest), []
+        batch = next(learner.batches(0, 0))
+        learner.model.train()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            learner.losses(learner.model, batch)
+        return sum(sizes) - (batch["waveform"].numel() if chunk else 0)
+    assert kept(2) < kept(None) / 100
+
+
+def test_bf16_trains_close_to_float32(manifest, tmp_path):
+    """Mixed precision on the CPU: the losses of the first epoch within a few percent, embeddings and loss in float32."""
+    runs = [loop.fit(Retrieval(tiny(precision=precision, epochs=1, text_dropout=0.0), manifest), tmp_path / precision) for precision in ("32-true", "bf16-mixed")]
+    one, two = (run.history[-1]["train/loss"] for run in runs)
+    assert one != two and two == pytest.approx(one, rel=0.03)
+
+
+def test_initial_checkpoint(manifest, tmp_path):
+    """Weights and tokenizer of another run, with this run's dropout; sizes that differ are refused with both values."""
+    first = loop.fit(Retrieval(tiny(text_dropout=0.1), manifest), tmp_path / "first")
+    config = tiny(initial_checkpoint=str(first.checkpoint), text_dropout=0.4, tau=0.1, seed=99)
+    learner = Retrieval(config, manifest)
+    for name, value in weights(first).items():
+        if name != "tau":
+            assert torch.equal(learner.model.state_dict()[name], value), name
+    assert learner.model.text.network.config.hidden_dropout_prob == 0.4 and learner.model.tau.item() == pytest.approx(0.1)
+    with pytest.raises(ParameterError, match="audio_size='small'.*'tiny'.*" + first.checkpoint.name):
+        Retrieval(replace(config, audio_size="small"), manifest)
+    with pytest.raises(ParameterError, match="embedding_dim=32.*16"):
+        Retrieval(replace(config, embedding_dim=32), manifest)
+
+
+def test_second_stage_learns_what_the_teachers_estimate(manifest, tmp_path, monkeypatch):
+    """Two teachers are encoded once; the loss goes towards their mean estimate, and a student ends nearer to it than it began."""
+    monkeypatch.setenv("WORKBOOK_DATA", str(tmp_path / "data"))
+    taught = [loop.fit(Retrieval(tiny(seed=seed, epochs=6, decay_epochs=5, positives="labels", loss_reduction="rows", text_dropout=0.0), manifest),
+                       tmp_path / str(seed)).checkpoint for seed in (1, 2)]
+    config = tiny(teachers=tuple(map(str, taught)), teacher_weight=0.75, text_dropout=0.0, epochs=6, decay_epochs=5)
+    learner = Retrieval(config, manifest)
+    batch = next(learner.batches(0, 0))
+    learner.model.eval()
+    parts = {name: value.item() for name, value in learner.losses(learner.model, batch).items()}
+    assert parts["loss"] == pytest.approx(0.25 * parts["contrastive"] + 0.75 * parts["estimated"], abs=1e-5)
+    models = [retrieval.load(folder)[0] for folder in taught]
+    durations = torch.tensor(batch["duration"])
+    with torch.no_grad():
+        expected = sum(m.logits(m.embed_audio(batch["waveform"], durations), m.embed_text(batch["caption"])) for m in models) / 2
+    torch.testing.assert_close(learner.teachers.logits(batch["row"], batch["caption"]), expected, atol=2e-3, rtol=0)
+    stores = list((tmp_path / "data" / "embeddings").glob("*/audio.npy"))
+    assert len(stores) == 2
+    stamps = [store.stat().st_mtime_ns for store in stores]
+    run = loop.fit(Retrieval(config, manifest), tmp_path / "student")
+    assert [store.stat().st_mtime_ns for store in stores] == stamps, "read, not encoded again"
+    estimated = [row["train/estimated"] for row in run.history if "train/estimated" in row]
+    assert estimated[-1] < estimated[0] - 0.1
+    leaking = Retrieval(tiny(fit_splits=("train", "val"), selection="last", epochs=1), manifest)
+    leaked = loop.fit(leaking, tmp_path / "leaked").checkpoint
+    with pytest.raises(ParameterError, match=r"trained on \['val'\]"):
+        Retrieval(replace(config, teachers=(str(leaked),)), manifest).losses(learner.model, batch)
+    with pytest.raises(ParameterError, match="set mix=0"):
+        Retrieval(replace(config, mix=0.5), manifest)
+
+
+def test_permuted_captions_leave_no_clip_its_own(manifest):
+    table = manifest.select("train").table
+    changed = retrieval.permuted(manifest.select("train"), 5).table
+    own = {clip: captions for clip, captions in zip(table["clip_id"], table["captions"])}
+    assert sorted(map(tuple, changed["captions"])) == sorted(map(tuple, table["captions"])), "the same captions, at other clips"
+    assert list(changed["path"]) == list(table["path"])
+    numbered = manifest.table.assign(captions=[[str(i)] for i in range(len(manifest))])
+    moved = retrieval.permuted(Manifest(numbered, "n", manifest.root, {}), 5).table["captions"]
+    assert all(captions != [str(i)] for i, captions in enumerate(moved))
+    learner = Retrieval(tiny(permute_captions=True), manifest)
+    assert any(own[clip] != captions for clip, captions in zip(learner.train_manifest.table["clip_id"], learner.train_manifest.table["captions"]))
+    assert learner.manifest is manifest, "validation keeps the true captions"
+
+
+@pytest.fixture
+def trained(manifest, tmp_path):
+    return loop.fit(Retrieval(tiny(), manifest), tmp_path / "run").checkpoint
+
+
+def test_predict_writes_the_challenge_s_table(manifest, trained, tmp_path, capsys):
+    """Files in any order of names, hostile ones and one that is no sound among them; queries with quotes, commas and tags."""
+    audio = tmp_path / "audio"
+    (audio / "sub").mkdir(parents=True)
+    names = ["-b.wav", "a \"quoted\", <b>.wav", "sub/c.wav", "d.wav"]
+    for name, number in zip(names, (1, 2, 3, 4)):
+        (audio / name).write_bytes((manifest.root / f"{number}.wav").read_bytes())
+    (audio / "broken.wav").write_bytes(b"no sound")
+    queries = ["a low hum", 'a "very, very" high <script>hiss</script>', "a low hum"]
+    pd.DataFrame({"caption": queries, "other": 1}).to_csv(tmp_path / "queries.csv", index=False)
+    arguments = ["predict", "--checkpoint", str(trained), "--audio", str(audio), "--queries", str(tmp_path / "queries.csv"), "--out", str(tmp_path / "out" / "p.csv")]
+    with pytest.warns(UserWarning, match="1 of 5 files cannot be used and get the similarity -1, such as broken.wav"):
+        assert retrieval.main(arguments) == 0
+    table = pd.read_csv(tmp_path / "out" / "p.csv")
+    assert list(table.columns) == ["index", *sorted([*names, "broken.wav"])] and list(table["index"]) == queries
+    model, _ = retrieval.load(trained)
+    for name, number in zip(names, (1, 2, 3, 4)):
+        wave = torch.from_numpy(soundfile.read(manifest.root / f"{number}.wav", dtype="float32")[0])[None]
+        expected = (model.embed_text(queries) @ model.embed_audio(wave, torch.tensor([1.0])).T)[:, 0]
+        np.testing.assert_allclose(table[name], expected.detach(), atol=2e-5)
+    assert (table["broken.wav"] == -1).all()
+    assert not list((tmp_path / "out").glob(".*")), "no temporary file stays"
+
+
+@pytest.mark.parametrize("text, words", [("text\na hum\n", "column 'caption' is missing, its columns are text"), ("caption\n", "no query in it"),
+                                         ("caption\na hum\n\"\"\n", "line 3 holds no caption")])
+def test_predict_refuses_wrong_tables_in_words(manifest, trained, tmp_path, capsys, text, words):
+    (tmp_path / "q.csv").write_text(text)
+    assert retrieval.main(["predict", "--checkpoint", str(trained), "--audio", str(manifest.root), "--queries", str(tmp_path / "q.csv"),
+                           "--out", str(tmp_path / "p.csv")]) == 1
+    said = capsys.readouterr().err
+    assert words in said and "q.csv" in said and not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler (g++) on the CPU")
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_compiled_training_is_the_same_training(manifest, tmp_path, chunk):
+    """torch.compile on both encoders, with patchout, gradient caching and batches of two sizes: losses to 1e-4, the same names of weights."""
+    runs = [loop.fit(Retrieval(tiny(compile=choice, chunk_size=chunk, batch_size=12, text_dropout=0.0), manifest), tmp_path / choice)
+            for choice in ("off", "on")]
+    plain, compiled = (weights(run) for run in runs)
+    assert plain.keys() == compiled.keys()
+    for one, two in zip(*(run.history for run in runs)):
+        assert all(two[name] == pytest.approx(one[name], abs=1e-4) for name in one if "loss" in name)

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from lib.losses.contrastive import contrastive_loss
+from lib.losses.contrastive import contrastive_loss, estimated_loss
 
 
 def written_out(logits, positives, reduction):
@@ -62,3 +62,28 @@ def test_gradient_and_autocast():
 def test_refusals(arguments, words):
     with pytest.raises(ValueError, match=words):
         contrastive_loss(*arguments)
+
+
+def test_estimated_loss_against_written_out():
+    generator = torch.Generator().manual_seed(2)
+    logits, estimates = (torch.randn(4, 6, generator=generator, dtype=torch.float64) * 3 for _ in range(2))
+    total = 0.0
+    for rows, targets in ((logits, estimates), (logits.T, estimates.T)):
+        for row, target in zip(rows.tolist(), targets.tolist()):
+            p, q = ([math.exp(x) / sum(math.exp(y) for y in values) for x in values] for values in (row, target))
+            total -= sum(b * math.log(a) for a, b in zip(p, q)) / len(rows) / 2
+    assert estimated_loss(logits, estimates).item() == pytest.approx(total, abs=1e-9)
+
+
+def test_estimated_loss_becomes_the_contrastive_loss_and_is_least_at_the_estimates():
+    """Certain estimates of one clip a caption are the contrastive loss; the gradient vanishes where the model agrees."""
+    logits = torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    certain = torch.eye(5, dtype=torch.float64) * 200
+    assert estimated_loss(logits, certain).item() == pytest.approx(contrastive_loss(logits).item(), abs=1e-9)
+    estimates = torch.randn(5, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: estimated_loss(x, estimates.detach()), logits)
+    agreed = estimates.detach().clone().requires_grad_()
+    estimated_loss(agreed, estimates).backward()
+    assert agreed.grad.abs().max() < 1e-12 and estimates.grad is None
+    with pytest.raises(ValueError, match="one shape"):
+        estimated_loss(logits, estimates[:4])
