@@ -184,6 +184,10 @@ PARAMETERS: dict[str, Parameter] = {
     "mix": Parameter(float, "augmentation: probability that a clip is mixed with another one of its batch", 0, 1),
     "checkpoint": Parameter(Path, "folder of a trained model; None: the one of notebook 10 in this report", optional=True),
     "split": Parameter(str, "which split is scored", choices=("test", "val")),
+    "compare_with": Parameter(Path, "folder of a second trained model, whose answers stand beside the first one's; None: none", optional=True),
+    "queries": Parameter(list, "texts that a gallery of clips is searched for"),
+    "query_audio": Parameter(list, "audio files that a gallery of clips is searched with (whole paths); []: one clip of another split"),
+    "results_shown": Parameter(int, "clips that are shown for each query of a search", 1, 20),
 }
 
 

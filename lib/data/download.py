@@ -4,20 +4,29 @@ Nothing here runs unless a user asks for it (`python -m lib.data download NAME`)
 """
 from __future__ import annotations
 
+import glob
 import hashlib
 import http.client
+import io
+import lzma
 import os
 import shutil
 import stat
+import struct
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import py7zr
+from py7zr.io import Py7zIO, WriterFactory
 from tqdm.auto import tqdm
 
 CHUNK = 2**20  # bytes
@@ -122,12 +131,13 @@ def _problem(path: Path, sha256: str | None, md5: str | None, size: int | None) 
 
 def extract(archive: str | Path, folder: str | Path, *, max_bytes: int = 50 * 2**30,
             verify: Callable[[Path], None] | None = None) -> Path:
-    """Unpack a zip or tar archive into a new folder, all of it or nothing.
+    """Unpack a zip, tar or 7z archive into a new folder, all of it or nothing.
 
     Refused before anything is written: absolute names, "..", links, devices, encrypted entries, more than `max_bytes` in
-    all (the bytes are counted again while unpacking, because headers can lie). The CRC of every zip entry is checked.
+    all (the bytes are counted again while unpacking, because headers can lie). The CRC of every zip and 7z entry is checked.
 
     Args:
+        archive: of a 7z archive that was split, the first volume, name.7z.001; the others lie beside it.
         folder: must not exist yet (or be empty); it appears only when everything is unpacked and verified.
         verify: called with the unpacked folder before it is moved into place; an exception refuses the archive.
 
@@ -145,12 +155,15 @@ def extract(archive: str | Path, folder: str | Path, *, max_bytes: int = 50 * 2*
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as source:
                 _unpack(_tar_entries(source), part, max_bytes, archive)
+        elif _is_7z(archive):
+            with ExitStack() as opened:
+                _unpack_7z(opened.enter_context(py7zr.SevenZipFile(opened.enter_context(_Volumes(archive)))), part, max_bytes, archive)
         else:
-            raise DownloadError(f"{archive}: neither a zip nor a tar archive; download it again")
+            raise DownloadError(f"{archive}: neither a zip, a tar nor a 7z archive; download it again")
         if verify:
             verify(part)
         os.replace(part, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, *_DAMAGED_7Z) as error:
         raise DownloadError(f"{archive}: damaged ({error}); remove it and download it again") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -175,7 +188,124 @@ def _tar_entries(source: tarfile.TarFile) -> Iterator[_Entry]:
         yield entry.name, entry.size, None if entry.isdir() else lambda e=entry: source.extractfile(e), complaint
 
 
-def _unpack(entries: Iterator[_Entry], folder: Path, max_bytes: int, archive: Path) -> None:
+# what py7zr and its decoders raise at bytes that are no archive of theirs
+_DAMAGED_7Z = (py7zr.exceptions.ArchiveError, lzma.LZMAError, struct.error, ValueError, IndexError, TypeError, KeyError, AssertionError)
+
+
+class _Volumes(io.RawIOBase):
+    """The volumes of a split file as one file that can be read and sought; a file that was not split is its only volume."""
+
+    def __init__(self, first: Path):
+        names = [first]
+        if first.suffix == ".001":
+            numbers = sorted(int(p.suffix[1:]) for p in first.parent.glob(f"{glob.escape(first.stem)}.[0-9][0-9][0-9]"))
+            absent = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
+            if absent:
+                raise DownloadError(f"{first.parent}: volume {first.stem}.{absent[0]:03d} is missing; download it again")
+            names = [first.with_suffix(f".{number:03d}") for number in numbers]
+        self._files = [open(name, "rb") for name in names]
+        self._ends = list(accumulate(os.path.getsize(name) for name in names))
+        self._place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._ends[-1]}[whence]
+        return self._place
+
+    def readinto(self, buffer) -> int:
+        number = bisect_right(self._ends, self._place)
+        if number == len(self._files):
+            return 0
+        begin = self._ends[number - 1] if number else 0
+        self._files[number].seek(self._place - begin)
+        count = self._files[number].readinto(memoryview(buffer)[:self._ends[number] - self._place])
+        self._place += count
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        """All that is asked for, across the borders of volumes."""
+        parts, left = [], self._ends[-1] - self._place if size is None or size < 0 else size
+        while left > 0 and (part := super().read(left)):
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        super().close()
+
+
+def _is_7z(archive: Path) -> bool:
+    with open(archive, "rb") as file:
+        return file.read(6) == b"7z\xbc\xaf\x27\x1c"
+
+
+class _Written(Py7zIO):
+    """A file that py7zr writes to, within what is left of the allowance."""
+
+    def __init__(self, path: Path, left: list[int], refusal: str):
+        self._file, self._left, self._refusal = open(path, "xb"), left, refusal
+
+    def write(self, s: bytes | bytearray) -> int:
+        self._left[0] -= len(s)
+        if self._left[0] < 0:
+            raise DownloadError(self._refusal)
+        return self._file.write(s)
+
+    def read(self, size: int | None = None) -> bytes:
+        return b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return 0            # it asks for the start of what it has written, which nobody reads back
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def size(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _unpack_7z(source: py7zr.SevenZipFile, folder: Path, max_bytes: int, archive: Path) -> None:
+    """As `_unpack`; a 7z archive is one stream, which py7zr decodes from end to end (checking each CRC) and writes where it is told to."""
+    if source.password_protected:
+        raise DownloadError(f"{archive}: refused, nothing was unpacked: it is encrypted")
+    entries = [(entry.filename, entry.uncompressed, None if entry.is_directory else _never,
+                "is a link or a device" if entry.is_symlink or entry.is_junction or entry.is_socket else "") for entry in source.files]
+    checked = _checked(entries, folder, max_bytes, archive)
+    folder.mkdir(parents=True)
+    for path, opener in checked:
+        (path if opener is None else path.parent).mkdir(parents=True, exist_ok=True)
+    left, bar = [max_bytes], tqdm(total=len(checked), desc=f"unpack {archive.name}", unit="file", leave=False)
+
+    class Factory(WriterFactory):
+        def create(self, filename: str) -> Py7zIO:
+            bar.update()
+            return _Written(folder / filename, left, f"{archive}: refused: it unpacks to more than {max_bytes:,} bytes")
+    with bar:
+        source.extractall(factory=Factory())
+    for path, opener in checked:       # of empty files nothing is ever written
+        if opener is not None and not path.exists():
+            path.touch()
+
+
+def _never() -> IO[bytes]:
+    raise NotImplementedError("entries of a 7z archive are not opened one by one")
+
+
+def _checked(entries: Iterable[_Entry], folder: Path, max_bytes: int, archive: Path) -> list[tuple[Path, Callable[[], IO[bytes]] | None]]:
+    """Where every entry goes and what opens it (None: a folder). DownloadError at the first that breaks a rule."""
     checked, seen, total = [], set(), 0
     for name, size, opener, complaint in entries:
         path = PurePosixPath(name)
@@ -190,6 +320,11 @@ def _unpack(entries: Iterator[_Entry], folder: Path, max_bytes: int, archive: Pa
         if complaint:
             raise DownloadError(f"{archive}: refused, nothing was unpacked: entry {name!r} {complaint}")
         checked.append((folder / path, opener))
+    return checked
+
+
+def _unpack(entries: Iterable[_Entry], folder: Path, max_bytes: int, archive: Path) -> None:
+    checked = _checked(entries, folder, max_bytes, archive)
     folder.mkdir(parents=True)
     left = max_bytes
     for path, opener in tqdm(checked, desc=f"unpack {archive.name}", unit="file", leave=False):

@@ -1,6 +1,6 @@
 """Bad media is counted, not hidden: which files of a manifest decode to usable sound, and why the others do not.
 
-Each file is decoded once from end to end, in a process that it may hang or crash; the verdict is cached by (path, size,
+Each file is decoded once, from end to end unless a data set asks for less, in a process that it may hang or crash; the verdict is cached by (path, size,
 modification time) as it comes, so that checking again, also after a kill, or checking another manifest over the same files, costs
 a look at the folder.
 """
@@ -36,15 +36,16 @@ REASONS = {
 PASSING = ("hanging", "crashing")  # may have been the disk or the memory of a bad moment: looked at again the next time
 EXAMPLES = 5
 _SAVE = 15.0  # seconds between two savings of the cache
-_CACHE = "health-1.parquet"  # the number changes with the rules above, so that old verdicts are not used
+_CACHE = "health-1{}.parquet"  # the number changes with the rules above, so that old verdicts are not used
 
 
-def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1) -> Manifest:
+def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1, seconds: float | None = None) -> Manifest:
     """The manifest without the clips that cannot be used, with the counts in info["health"].
 
     Args:
         workers: processes that decode (at least one is started: a file may hang or crash its decoder).
         min_seconds: shorter clips are left out.
+        seconds: decode only the first ones of each file (a probe, for hundreds of thousands of long files); None: from end to end.
 
     Returns:
         A manifest whose info["health"] is {"checked": clips, "kept": clips, "reasons": {reason: clips},
@@ -55,7 +56,7 @@ def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1) -> Man
     """
     table = manifest.table
     files = {path: str(manifest.root / path) for path in table["path"].unique()}
-    verdicts = inspect(files.values(), workers)
+    verdicts = inspect(files.values(), workers, seconds)
     reasons = []
     for path, start, duration in zip(table["path"], table["start"], table["duration"]):
         verdict = verdicts[files[path]]
@@ -81,17 +82,18 @@ def check(manifest: Manifest, workers: int = 0, min_seconds: float = 0.1) -> Man
     return replace(kept, info={**kept.info, "health": health})
 
 
-def measure(manifest: Manifest, workers: int = 0) -> Manifest:
-    """The manifest with `duration` set to what decodes after `start`, for data sets whose table does not state it."""
-    verdicts = inspect([str(manifest.file(i)) for i in range(len(manifest))], workers)
+def measure(manifest: Manifest, workers: int = 0, seconds: float | None = None) -> Manifest:
+    """The manifest with `duration` set to what decodes after `start` (with `seconds`, see `check`, to what headers state), for data
+    sets whose table does not state it."""
+    verdicts = inspect([str(manifest.file(i)) for i in range(len(manifest))], workers, seconds)
     durations = [max(0.0, verdicts[str(manifest.file(i))].duration - start) for i, start in enumerate(manifest.table["start"])]
     return replace(manifest, table=manifest.table.assign(duration=durations))
 
 
-def inspect(files: Iterable[str], workers: int = 0) -> dict[str, Verdict]:
+def inspect(files: Iterable[str], workers: int = 0, seconds: float | None = None) -> dict[str, Verdict]:
     """The verdict on each file (absolute paths), from the cache where size and modification time are unchanged."""
     stamps = {file: _stamp(file) for file in files}  # each file once
-    cache_file = data_dir() / "manifests" / _CACHE
+    cache_file = data_dir() / "manifests" / _CACHE.format("" if seconds is None else f"-first-{seconds:g}-s")
     cache = _load(cache_file)
     verdicts, new = {}, []
     for file in stamps:
@@ -103,7 +105,7 @@ def inspect(files: Iterable[str], workers: int = 0) -> dict[str, Verdict]:
         else:
             new.append(file)
     unsaved, saved = {}, time.monotonic()
-    with closing(inspect_all(new, workers)) as found:
+    with closing(inspect_all(new, workers, seconds)) as found:
         try:
             for file, verdict in zip(new, track(found, len(new), "health check")):
                 verdicts[file] = verdict

@@ -1,4 +1,4 @@
-"""One file decoded from end to end, and what that showed; run as a program, a worker that does so and may be lost.
+"""One file decoded, from end to end or its beginning, and what that showed; run as a program, a worker that does so and may be lost.
 
 `inspect_all` gives every file to a worker process. A file that hangs its decoder, crashes it or eats its memory costs that worker,
 a few seconds and a verdict of its own. The worker ends itself (SIGALRM, which the kernel delivers whatever the decoder is doing)
@@ -39,8 +39,11 @@ class Verdict:
     duration: float = 0.0
 
 
-def inspect_all(files: Iterable[str], workers: int = 0) -> Iterator[Verdict]:
-    """Verdicts in the order of `files` (absolute paths, surrogate escapes included), decoded by max(1, `workers`) processes."""
+def inspect_all(files: Iterable[str], workers: int = 0, seconds: float | None = None) -> Iterator[Verdict]:
+    """Verdicts in the order of `files` (absolute paths, surrogate escapes included), decoded by max(1, `workers`) processes.
+
+    seconds: decode no more than these of each file, see `inspect_file`.
+    """
     files = list(files)
     free: SimpleQueue[_Worker] = SimpleQueue()
     with ExitStack() as ending:
@@ -53,7 +56,7 @@ def inspect_all(files: Iterable[str], workers: int = 0) -> Iterator[Verdict]:
         def ask(file: str) -> Verdict:
             worker = free.get()
             try:
-                return worker.inspect(file)
+                return worker.inspect(file, seconds)
             finally:
                 free.put(worker)
         ending.callback(lambda: threads.shutdown(wait=False, cancel_futures=True))
@@ -67,7 +70,7 @@ class _Worker:
     def __init__(self):
         self.process, self.ended = None, False
 
-    def inspect(self, file: str) -> Verdict:
+    def inspect(self, file: str, seconds: float | None = None) -> Verdict:
         code = 0
         for _ in range(2):
             if self.ended:
@@ -75,7 +78,7 @@ class _Worker:
             if self.process is None:
                 self._start()
             try:
-                self.process.stdin.write(json.dumps(file) + "\n")
+                self.process.stdin.write(json.dumps([file, seconds]) + "\n")
                 self.process.stdin.flush()
                 answer = self.process.stdout.readline()
             except BrokenPipeError:
@@ -105,8 +108,12 @@ class _Worker:
             process.wait()
 
 
-def inspect_file(file: str, progress: Callable[[], object] = lambda: None) -> Verdict:
-    """Decode one file from end to end, in pieces, in this process; `progress` is called after each of them."""
+def inspect_file(file: str, seconds: float | None = None, progress: Callable[[], object] = lambda: None) -> Verdict:
+    """Decode one file in pieces, in this process; `progress` is called after each of them.
+
+    seconds: None: from end to end. Otherwise only the first `seconds` are decoded, and the duration is the header's: a file that breaks
+    off or falls silent later on is not found out.
+    """
     if os.path.isfile(file) and os.path.getsize(file) == 0:
         return Verdict("empty")
     try:
@@ -120,6 +127,8 @@ def inspect_file(file: str, progress: Callable[[], object] = lambda: None) -> Ve
             samples += len(block)
             low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
             finite = finite and bool(np.isfinite(block).all())
+            if seconds is not None and samples >= seconds * info.sample_rate:
+                return Verdict("" if finite else "nan", info.duration)
     except audio.AudioError:
         return Verdict("truncated", samples / info.sample_rate)
     duration = samples / info.sample_rate
@@ -150,14 +159,14 @@ def _is_cut(file: str) -> bool:
 
 
 def _serve() -> None:
-    """Read paths as JSON, one a line, until the end of the input; answer with [reason, seconds]."""
+    """Read [path, seconds to decode] as JSON, one a line, until the end of the input; answer with [reason, duration]."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # decoders that print do not talk into the answers
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         signal.alarm(STUCK)
-        verdict = inspect_file(json.loads(line), lambda: signal.alarm(STUCK))
+        verdict = inspect_file(*json.loads(line), lambda: signal.alarm(STUCK))
         signal.alarm(0)
         print(json.dumps([verdict.reason, verdict.duration]), file=answers, flush=True)
 

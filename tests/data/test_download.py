@@ -9,8 +9,10 @@ import tarfile
 import threading
 import time
 import zipfile
+import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import py7zr
 import pytest
 
 from lib.data import download
@@ -164,6 +166,27 @@ def _tar(path, *entries):
     return path
 
 
+def _7z(path, *entries, **options):
+    """A 7z archive; names that py7zr would not write are put in by writing over others of the same length."""
+    renamed = {f"{i}".rjust(len(name), "_"): name for i, (name, _) in enumerate(entries) if ".." in name or name[0] == "/" or "\\" in name or ":" in name}
+    stored = {name: safe for safe, name in renamed.items()}
+    with py7zr.SevenZipFile(path, "w", filters=[{"id": py7zr.FILTER_COPY}], **options) as target:
+        target.header.header_compression = False if hasattr(target.header, "header_compression") else None
+        target.set_encoded_header_mode(False)
+        for name, content in entries:
+            target.writestr(content, stored.get(name, name))
+    if renamed:
+        data = path.read_bytes()
+        header = data[32 + int.from_bytes(data[12:20], "little"):]
+        changed = header
+        for safe, name in renamed.items():
+            changed = changed.replace(safe.encode("utf-16-le"), name.encode("utf-16-le"))
+        assert changed != header and len(changed) == len(header)
+        start = data[12:28] + zlib.crc32(changed).to_bytes(4, "little")
+        path.write_bytes(data[:8] + zlib.crc32(start).to_bytes(4, "little") + start + data[32:len(data) - len(header)] + changed)
+    return path
+
+
 def _link(name, target, kind=tarfile.SYMTYPE):
     entry = tarfile.TarInfo(name)
     entry.type, entry.linkname = kind, target
@@ -174,7 +197,7 @@ def _tree(folder):
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("make", [_zip, _tar])
+@pytest.mark.parametrize("make", [_zip, _tar, _7z])
 def test_unpacks(tmp_path, make):
     archive = make(tmp_path / "a", ("top/x.txt", b"1"), ("top/deep/-y: z.txt", b"22"))
     folder = extract(archive, tmp_path / "out")
@@ -184,7 +207,7 @@ def test_unpacks(tmp_path, make):
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "a/../../out.txt", "/tmp/out.txt", "..\\out.txt", "C:/out.txt"])
-@pytest.mark.parametrize("make", [_zip, _tar])
+@pytest.mark.parametrize("make", [_zip, _tar, _7z])
 def test_names_that_lead_out(tmp_path, make, name):
     archive = make(tmp_path / "a", ("good.txt", b"1"), (name, b"2"))
     with pytest.raises(DownloadError, match="outside"):
@@ -201,13 +224,20 @@ def test_links_and_devices(tmp_path):
     for archive in archives:
         with pytest.raises(DownloadError, match="link or a device"):
             extract(archive, tmp_path / "out")
-    assert _tree(tmp_path) == {"0", "1", "2", "3"}
+    os.symlink("/etc/passwd", tmp_path / "l")
+    with py7zr.SevenZipFile(tmp_path / "4", "w") as target:
+        target.write(tmp_path / "l", "l")
+    (tmp_path / "l").unlink()
+    with pytest.raises(DownloadError, match="link or a device"):
+        extract(tmp_path / "4", tmp_path / "out")
+    assert _tree(tmp_path) == {"0", "1", "2", "3", "4"}
 
 
 def test_bombs(tmp_path):
-    archive = _zip(tmp_path / "a", *((f"{i}", b"0" * 100_000) for i in range(5)))
-    with pytest.raises(DownloadError, match="above 400,000 bytes"):
-        extract(archive, tmp_path / "out", max_bytes=400_000)
+    for make in (_zip, _7z):
+        archive = make(tmp_path / "a", *((f"{i}", b"0" * 100_000) for i in range(5)))
+        with pytest.raises(DownloadError, match="above 400,000 bytes"):
+            extract(archive, tmp_path / "out", max_bytes=400_000)
     with pytest.raises(DownloadError, match="comes twice"), pytest.warns(UserWarning):
         extract(_zip(tmp_path / "b", ("x", b"1"), ("x", b"2")), tmp_path / "out")
     assert _tree(tmp_path) == {"a", "b"}
@@ -232,3 +262,60 @@ def test_refused_by_the_caller(tmp_path):
     with pytest.raises(DownloadError, match="1 file"):
         extract(_zip(tmp_path / "a", ("x", b"1")), tmp_path / "out", verify=verify)
     assert _tree(tmp_path) == {"a"}
+
+
+def _split(path, size):
+    """The archive cut into volumes of `size` bytes, as 7-Zip does; returns the first."""
+    data = path.read_bytes()
+    for i in range(0, len(data), size):
+        path.with_name(f"{path.name}.{i // size + 1:03d}").write_bytes(data[i:i + size])
+    path.unlink()
+    return path.with_name(f"{path.name}.001")
+
+
+@pytest.mark.parametrize("size", [1000, 40_000, 10**6])
+def test_volumes_of_a_split_archive_are_one(tmp_path, size):
+    files = {f"top/{i}.mp3": os.urandom(9000) for i in range(8)} | {"top/empty": b"", "top/text.txt": b"again and " * 3000}
+    (tmp_path / "volumes").mkdir()
+    with py7zr.SevenZipFile(tmp_path / "volumes" / "w[1].7z", "w") as target:
+        for name, content in files.items():
+            target.writestr(content, name)
+    folder = extract(_split(tmp_path / "volumes" / "w[1].7z", size), tmp_path / "out")
+    assert {name: (folder / name).read_bytes() for name in files} == files
+
+
+def test_missing_and_damaged_volumes(tmp_path):
+    def archive():
+        with py7zr.SevenZipFile(tmp_path / "w.7z", "w", filters=[{"id": py7zr.FILTER_COPY}]) as target:
+            target.writestr(bytes(5000), "x")
+        return _split(tmp_path / "w.7z", 1000)
+    archive()
+    (tmp_path / "w.7z.003").unlink()
+    with pytest.raises(DownloadError, match="volume w.7z.003 is missing"):
+        extract(tmp_path / "w.7z.001", tmp_path / "out")
+    archive()
+    (tmp_path / "w.7z.004").write_bytes(b"1" + (tmp_path / "w.7z.004").read_bytes()[1:])       # a CRC that does not fit
+    with pytest.raises(DownloadError, match="damaged.*download it again"):
+        extract(tmp_path / "w.7z.001", tmp_path / "out")
+    archive()
+    sorted(tmp_path.glob("w.7z.*"))[-1].unlink()                                               # the last one: the end of the archive
+    with pytest.raises(DownloadError, match="damaged.*download it again"):
+        extract(tmp_path / "w.7z.001", tmp_path / "out")
+    with py7zr.SevenZipFile(tmp_path / "secret.7z", "w", password="x") as target:
+        target.writestr(b"1", "x")
+    with pytest.raises(DownloadError, match="encrypted"):
+        extract(tmp_path / "secret.7z", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_content_beyond_what_the_header_states(tmp_path, monkeypatch):
+    """A header that states too little does not get more bytes through: they are counted as they are written."""
+    archive = _7z(tmp_path / "a", ("x", b"0" * 100_000))
+    monkeypatch.setattr(py7zr.py7zr.ArchiveFile, "uncompressed", 10, raising=False)
+    with pytest.raises(DownloadError, match="damaged.*download it again"):
+        extract(archive, tmp_path / "out", max_bytes=50_000)
+    assert _tree(tmp_path) == {"a"}
+    written = download._Written(tmp_path / "b", [7], "too much")
+    written.write(b"12345")
+    with pytest.raises(DownloadError, match="too much"):
+        written.write(b"678")

@@ -87,7 +87,7 @@ def test_second_run_decodes_only_what_changed(tmp_path, monkeypatch):
     manifest = _manifest(tmp_path, ["a.wav", "b.wav"])
     assert len(health.check(manifest)) == 2
     looked, real = [], health.inspect_all
-    monkeypatch.setattr(health, "inspect_all", lambda files, workers: looked.extend(map(os.path.basename, files)) or real(files, workers))
+    monkeypatch.setattr(health, "inspect_all", lambda files, *rest: looked.extend(map(os.path.basename, files)) or real(files, *rest))
     health.check(manifest)
     assert looked == []
     soundfile.write(tmp_path / "b.wav", np.zeros(2 * RATE), RATE)
@@ -194,3 +194,20 @@ def test_windows_of_one_file(tmp_path):
 def test_nothing_usable_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="none of its 2 clips.*missing.*x.wav"):
         health.check(_manifest(tmp_path, ["x.wav", "y.wav"]))
+
+
+def test_a_probe_decodes_the_beginning_only(tmp_path, monkeypatch):
+    """It finds what does not open or is no number, states the header's length, and keeps its verdicts apart from those of a whole check."""
+    sound = _noise(5.0)[:, 0]
+    soundfile.write(tmp_path / "good.flac", sound, RATE)
+    soundfile.write(tmp_path / "cut.flac", sound, RATE)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "cut.flac").read_bytes()[:-(len(sound) // 3)])
+    (tmp_path / "text.flac").write_text("no sound")
+    soundfile.write(tmp_path / "nan.wav", np.where(np.arange(len(sound)) == 100, np.nan, sound), RATE, subtype="FLOAT")
+    files = [str(tmp_path / name) for name in ("good.flac", "cut.flac", "text.flac", "nan.wav")]
+    probed, whole = health.inspect(files, seconds=0.1), health.inspect(files)
+    assert [probed[file].reason for file in files] == ["", "", "unreadable", "nan"]
+    assert [whole[file].reason for file in files] == ["", "truncated", "unreadable", "nan"]
+    assert probed[files[1]].duration == pytest.approx(len(sound) / RATE) and whole[files[1]].duration < 0.9 * len(sound) / RATE
+    monkeypatch.setattr(health, "inspect_all", lambda new, *rest: iter(()) if not new else pytest.fail(f"decoded again: {new}"))
+    assert health.inspect(files, seconds=0.1) == probed and health.inspect(files) == whole
