@@ -122,7 +122,7 @@ def inspect_file(file: str, seconds: float | None = None, progress: Callable[[],
         return Verdict("unreadable")
     samples, low, high, finite = 0, np.inf, -np.inf, True
     try:
-        for block in audio.blocks(file):
+        for block in audio.blocks(file, seconds and max(1, round(seconds * info.sample_rate))):
             progress()
             samples += len(block)
             low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))

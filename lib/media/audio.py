@@ -94,14 +94,16 @@ def probe(path: str | Path) -> AudioInfo:
         return AudioInfo(source.frames / source.sample_rate, source.sample_rate, source.channels, source.codec)
 
 
-def blocks(path: str | Path) -> Iterator[np.ndarray]:
+def blocks(path: str | Path, largest: int | None = None) -> Iterator[np.ndarray]:
     """Decode a whole file in pieces, at its own rate: yields (samples, channels) float32, for files of any length.
+
+    largest: samples to decode at a time, for who stops early; None: what is fast.
 
     Raises AudioError like `read`, where the damage is met.
     """
     with _open(path) as source:
         try:
-            yield from source.blocks()
+            yield from source.blocks(largest or BLOCK)
         except source.errors as error:
             raise _undecodable(path, error) from error
 
@@ -264,8 +266,8 @@ class _Libsndfile:
             return self.file.read(count, dtype="int16", always_2d=True) * np.float32(2**-15)
         return self.file.read(count, dtype="float32", always_2d=True)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        while len(block := self._next(BLOCK)):
+    def blocks(self, largest: int) -> Iterator[np.ndarray]:
+        while len(block := self._next(largest)):
             yield block
 
 
@@ -323,7 +325,7 @@ class _FFmpeg:
                 break
         return np.concatenate(blocks, axis=1).T if blocks else np.zeros((0, self.channels), dtype=np.float32)
 
-    def blocks(self) -> Iterator[np.ndarray]:
+    def blocks(self, largest: int) -> Iterator[np.ndarray]:
         return (block.T for _, block in self._blocks(0))
 
     def _blocks(self, begin: int):
