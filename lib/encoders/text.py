@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn
@@ -103,12 +104,24 @@ class RobertaText(nn.Module):
         Args:
             source: "roberta-large", "FacebookAI/roberta-base", "modelscope:<owner>/<name>" or a folder.
         Raises:
-            FileNotFoundError: naming the source, when it is neither a folder nor reachable.
+            FileNotFoundError: naming the source, when it is neither a folder nor reachable, or holds no tokenizer.
+            ValueError: naming the folder and what is missing or does not fit in it.
         """
         folder = weights.resolve(source)
-        network = RobertaModel.from_pretrained(folder, add_pooling_layer=False, hidden_dropout_prob=config.dropout,
-                                               attention_probs_dropout_prob=config.dropout)
-        return cls(config, AutoTokenizer.from_pretrained(folder), network)
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):       # transformers would make an empty one
+            raise FileNotFoundError(f"{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected there; "
+                                    "copy or download it again")
+        network, report = RobertaModel.from_pretrained(
+            folder, add_pooling_layer=False, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout,
+            dtype=torch.float32, output_loading_info=True)
+        missing = sorted(name for name in report["missing_keys"] if not name.endswith("position_ids"))
+        if missing:             # transformers would go on with random numbers in their place
+            raise ValueError(f"{folder}: {len(missing)} entries are missing in the weights, such as {missing[0]}; they are no whole RoBERTa")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if len(tokenizer) > network.config.vocab_size:
+            raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} entries, the network {network.config.vocab_size}; its files must "
+                             "be of one checkpoint")
+        return cls(config, tokenizer, network)
 
     @classmethod
     def like(cls, other: "RobertaText", config: TextConfig) -> "RobertaText":

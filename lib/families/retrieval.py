@@ -28,8 +28,8 @@ from lib.data import folder
 from lib.data.loading import ClipDataset, batches, count_batches
 from lib.data.manifest import Manifest
 from lib.distributed import gather, gather_list
-from lib.encoders import dual
-from lib.encoders.dual import DualEncoder
+from lib.encoders.clap import ClapAudio, ClapText
+from lib.encoders.dual import DualEncoder, initialise
 from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.store import encode_clips, encode_texts, store
 from lib.encoders.text import RobertaText, TextConfig
@@ -67,7 +67,7 @@ class RetrievalConfig(RunConfig):
     text_weights: str | None = None
     max_tokens: int = 32
     text_dropout: float = 0.2
-    embedding_dim: int = 1024
+    embedding_dim: int | None = 1024
     tau: float = 0.05
     train_tau: bool = False
     positives: str = "clip"
@@ -116,9 +116,9 @@ def build(config: RetrievalConfig, captions: list[str]) -> DualEncoder:
     start = DualEncoder.from_pretrained(config.initial_checkpoint) if config.initial_checkpoint else None
     if start:
         _check_sizes(config, start)
-    model = DualEncoder(_audio_tower(config), _text_tower(config, captions, start), config.embedding_dim, config.tau, config.train_tau)
+    model = DualEncoder(_audio_tower(config, start), _text_tower(config, captions, start), config.embedding_dim, config.tau, config.train_tau)
     if start:
-        dual.initialise(model, config.initial_checkpoint)
+        initialise(model, config.initial_checkpoint)
     return model
 
 
@@ -129,14 +129,21 @@ def _check_sizes(config: RetrievalConfig, start: DualEncoder) -> None:
     found = {"audio_encoder": audio["kind"], "audio_size": audio.get("size"), "segment_seconds": audio.get("segment_seconds"),
              "text_encoder": text["kind"], "text_size": text.get("size"), "embedding_dim": stored["dim"]}
     for name, value in found.items():
-        if value is not None and value != getattr(config, name):
+        if (value is not None or name == "embedding_dim") and value != getattr(config, name):
             raise ParameterError(f"{name}={getattr(config, name)!r}, but initial_checkpoint holds a model with {value!r}; set {name}={value!r} "
                                  f"or start from another checkpoint than {config.initial_checkpoint}")
 
 
-def _audio_tower(config: RetrievalConfig):
+def _needed(config: RetrievalConfig, name: str) -> str:
+    if getattr(config, name) is None:
+        raise ParameterError(f"{name}: CLAP's towers are not trained from scratch; give the hub id or folder of a CLAP, such as "
+                             "'laion/larger_clap_general'")
+    return getattr(config, name)
+
+
+def _audio_tower(config: RetrievalConfig, start: DualEncoder | None):
     if config.audio_encoder == "clap":
-        return ClapAudio.from_published(_needed(config, "audio_weights"))
+        return start.audio if start else ClapAudio.from_published(_needed(config, "audio_weights"), drop_path=config.drop_path)
     audio = PasstEncoder(config.audio())
     if config.audio_weights and not config.initial_checkpoint:
         audio.load_published(config.audio_weights)
@@ -145,7 +152,7 @@ def _audio_tower(config: RetrievalConfig):
 
 def _text_tower(config: RetrievalConfig, captions: list[str], start: DualEncoder | None):
     if config.text_encoder == "clap":
-        return ClapText.from_published(_needed(config, "text_weights"))
+        return start.text if start else ClapText.from_published(_needed(config, "text_weights"), config.text_dropout, config.max_tokens)
     text_config = TextConfig(size=config.text_size, max_tokens=config.max_tokens, dropout=config.text_dropout)
     if start:           # its tokenizer and vocabulary, this run's dropout
         return RobertaText.like(start.text, text_config)

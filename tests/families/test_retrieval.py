@@ -16,6 +16,7 @@ from lib.families import retrieval
 from lib.families.retrieval import Retrieval, RetrievalConfig, embed, mix_clips, relevance, shared
 from lib.glossary import ParameterError
 from lib.training import checkpoint, loop
+from tests.tiny_clap import publish
 
 TINY = dict(audio_size="tiny", text_size="tiny", clip_seconds=1.0, segment_seconds=1.0, embedding_dim=16, batch_size=8, epochs=2,
             warmup_epochs=0.5, decay_epochs=1.5, learning_rate=1e-3, threads=1, device="cpu", every_caption=False, patchout_time=0.2)
@@ -341,3 +342,25 @@ def test_compiled_training_is_the_same_training(manifest, tmp_path, chunk):
     assert plain.keys() == compiled.keys()
     for one, two in zip(*(run.history for run in runs)):
         assert all(two[name] == pytest.approx(one[name], abs=1e-4) for name in one if "loss" in name)
+
+
+@pytest.mark.parametrize("dim", [None, 16])
+def test_training_starts_from_a_clap(manifest, tmp_path, dim):
+    """Both towers of a CLAP, in its own space or under new projections: trains, saves, goes on from its checkpoint without the CLAP."""
+    publish(tmp_path / "clap")
+    config = tiny(audio_encoder="clap", text_encoder="clap", audio_weights=str(tmp_path / "clap"), text_weights=str(tmp_path / "clap"),
+                  embedding_dim=dim, text_dropout=0.0, chunk_size=3)
+    start = {name: value.clone() for name, value in Retrieval(config, manifest).model.state_dict().items()}
+    run = loop.fit(Retrieval(config, manifest), tmp_path / "run")
+    model, _ = retrieval.load(run.checkpoint)
+    changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, start[name])}
+    assert {"audio", "text"} <= changed and model.audio.sample_rate == 48000
+    shutil.rmtree(tmp_path / "clap")
+    again = Retrieval(replace(config, audio_weights=None, text_weights=None, initial_checkpoint=str(run.checkpoint), epochs=1), manifest)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.model.state_dict().items() if name != "tau")
+    mixed = Retrieval(tiny(), manifest)
+    assert mixed.model.audio.kind == "passt"
+    with pytest.raises(ParameterError, match="audio_weights: CLAP's towers are not trained from scratch"):
+        Retrieval(tiny(audio_encoder="clap"), manifest)
+    with pytest.raises(ParameterError, match="audio_encoder='passt'.*'clap'"):
+        Retrieval(tiny(initial_checkpoint=str(run.checkpoint)), manifest)
