@@ -1,7 +1,7 @@
 # Every command sets up .venv by itself (Python 3.11, about 6 GB, a few minutes, once). VENV=folder uses an existing
 # environment instead and installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help report test lab clean
+.PHONY: help report test test-browser chromium lab clean
 SHELL := /bin/sh
 
 VENV ?=
@@ -11,12 +11,13 @@ READY := $(if $(VENV),,.venv/.ready)
 # This clone's lib, also when several clones share one environment. What the commands take is handed over through the
 # environment, so that no value is ever read as shell code.
 export PYTHONPATH := $(CURDIR)
-export FAMILY PROFILE DATASET DATA_ROOT RUN SET JOBS SNAKEMAKE
+export FAMILY PROFILE DATASET DATA_ROOT RUN SET JOBS SNAKEMAKE CHROMIUM
 
 help: ## say what there is (this)
 	@echo "make report  run the notebooks and write reports/<run>/index.html"
 	@echo "             FAMILY=retrieval PROFILE=tiny DATASET=esc50 DATA_ROOT=folder RUN=name SET=\"seed=1 num_samples=200\" JOBS=cores"
 	@echo "make test    run the test suite (TESTS=\"tests/workbook -k runner\" for a part of it)"
+	@echo "make test-browser  drive notebook 12 in JupyterLab with a real browser (needs Debian's package chromium)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make clean   delete the reports and caches of this folder (data/, runs/ and .venv/ stay)"
 	@echo "All of them take VENV=folder, an existing environment; otherwise .venv is made when needed."
@@ -30,9 +31,19 @@ test: $(READY) ## run the test suite
 	@echo "make test: running the test suite, about 8 minutes on 2 cores"
 	@"$(PYTHON)" -m pytest $(TESTS)
 
+test-browser: chromium $(READY) ## drive JupyterLab in a real browser
+	@echo "make test-browser: notebook 12 in JupyterLab and Chromium, about 1 minute; pictures go to build/browser"
+	@WORKBOOK_BROWSER=1 "$(PYTHON)" -m pytest tests/browser
+
+chromium: # asked for first, so that nothing is installed in vain
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { echo "error: the system package chromium is missing. As root:" \
+		"apt-get install chromium (Debian); or name another Chromium: make test-browser CHROMIUM=/path/of/it" >&2; exit 2; }
+
+# One message of a widget may be as large as a recording that is uploaded to search with: 256 MB instead of 10.
 lab: $(READY) ## open JupyterLab
 	@echo "make lab: opening the notebooks in JupyterLab; end it with Ctrl-C"
-	@"$(PYTHON)" -m jupyterlab --notebook-dir="$(CURDIR)" $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+	@"$(PYTHON)" -m jupyterlab --notebook-dir="$(CURDIR)" --ServerApp.tornado_settings='{"websocket_max_message_size": 268435456}' \
+		$(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 clean: ## delete what was generated, except data, runs and the environment
 	@echo "make clean: deleting reports/* and caches; data/, runs/ and .venv/ stay"

@@ -1,4 +1,4 @@
-"""Search a gallery of clips by text or by a recording, and listen to what is found: in a panel in JupyterLab, or on a static page.
+"""Search a gallery of clips by text or by a recording and listen to what is found, in a panel of JupyterLab or on a static page.
 
 A score is the cosine similarity (-1 to 1) of a query and a clip. It means little alone, so it is shown with what a random clip
 of the gallery gets: mean and spread (standard deviation) of the query's scores over all of it.
@@ -29,6 +29,7 @@ from lib.training.checkpoint import weights_digest
 
 SECONDS = 10.0          # of a clip that are played
 NEAREST = 3             # captions shown for a recording
+CAPTIONS = 2            # of a clip that are shown
 MOST = 20               # results that a person can ask for
 _STYLE = """<style>
 .search-answers{display:grid;gap:18px;font:13px/1.45 sans-serif;margin:4px 0 14px}
@@ -36,7 +37,8 @@ _STYLE = """<style>
 .search-answers p{margin:2px 0}.search-name{font-weight:bold}.search-answers .search-note{opacity:.75;font-size:12px}
 .search-answers svg{display:block;width:100%;height:34px;margin:6px 0 0}
 .search-answers .search-right{color:#027a59;font-weight:bold}
-.search-problem{color:#8f1d00;background:#ffe3da;border:1px solid #d55e00;border-radius:3px;padding:6px 8px;font:13px/1.45 sans-serif}
+.search-problem{color:#8f1d00;background:#ffe3da;border:1px solid #d55e00;border-radius:3px;padding:6px 8px;\
+font:13px/1.45 sans-serif}
 </style>"""
 
 
@@ -75,11 +77,12 @@ class Answer:
     def verdict(self) -> str:
         """What is known about the right answer, in one sentence."""
         if self.right:
-            clips_ = "The clip with this caption is" if len(self.right) == 1 else f"{len(self.right)} clips have this caption, the best"
-            return f"{clips_} at rank {self.rank} of {len(self.scores)}."
+            many = len(self.right)
+            found = "One clip has this caption, at" if many == 1 else f"{many} clips have this caption, the first of them is at"
+            return f"{found} rank {self.rank} of {len(self.scores)}."
         if self.heard and not self.heard["caption"]:
-            return "Nothing is known about this recording: judge by ear."
-        return f"None of these {len(self.scores)} clips has exactly this caption: judge by ear."
+            return "No caption of this recording is known: judge by ear."
+        return f"None of these {len(self.scores)} clips has this caption: judge by ear."
 
     def chance(self) -> str:
         """The best score beside what a random clip gets, in one sentence."""
@@ -93,7 +96,8 @@ class Searcher:
 
     Args:
         folder: checkpoint of the retrieval family.  gallery: clips to search, at least one.
-        device: where the model runs.  workers: processes that decode clips.  name: of the model; None: from its weights.
+        device: where the model runs.  workers: processes that decode clips.
+        name: what to call the model; the digest of its weights follows it.
     Attributes:
         trained: the configuration that the model was trained with.  digest: of its weights.
         gallery: the clips that can be decoded.  unreadable: clip id -> reason, of those that cannot and are left out.
@@ -102,20 +106,22 @@ class Searcher:
         FileNotFoundError, ValueError: naming the folder, or a gallery without clips.
     """
 
-    def __init__(self, folder: str | Path, gallery: Manifest, *, device: torch.device | str = "cpu", workers: int = 0, name: str | None = None):
+    def __init__(self, folder: str | Path, gallery: Manifest, *, device: torch.device | str = "cpu", workers: int = 0,
+                 name: str = "model"):
         captions = [caption for captions in gallery.table["captions"] for caption in captions]
         if not captions:
-            raise ValueError(f"the gallery holds {len(gallery)} clips and no caption of {gallery.name!r}; choose another split or data set")
+            raise ValueError(f"the gallery holds {len(gallery)} clips of {gallery.name!r} and no caption; choose another split")
         self.model, self.trained = retrieval.load(folder, device)
         self.digest = weights_digest(user_path(folder))
-        kept = store(self.model, gallery, captions, self.digest, seconds=self.trained.clip_seconds, batch_size=self.trained.batch_size,
-                     workers=workers)
+        kept = store(self.model, gallery, captions, self.digest, seconds=self.trained.clip_seconds,
+                     batch_size=self.trained.batch_size, workers=workers)
         readable = [i for i, clip in enumerate(gallery.table["clip_id"]) if clip not in kept.unreadable]
         if not readable:
             raise ValueError(f"none of the {len(gallery)} clips can be decoded any more; prepare {gallery.name!r} again")
         self.unreadable, self.gallery = kept.unreadable, gallery.select(rows=readable)
-        self.audio, self.text, self.texts = torch.from_numpy(kept.audio[readable]), torch.from_numpy(np.array(kept.text)), kept.texts
-        self.name = name or f"model {self.digest[:8]}, trained on {self.trained.dataset}"
+        self.audio, self.text = torch.from_numpy(kept.audio[readable]), torch.from_numpy(np.array(kept.text))
+        self.texts = kept.texts
+        self.name = f"{name} {self.digest[:8]}, trained on {self.trained.dataset}"
         self._plain = [{_plain(caption) for caption in captions} for captions in self.gallery.table["captions"]]
 
     @torch.inference_mode()
@@ -132,37 +138,47 @@ class Searcher:
         """Rank the gallery for a recording, by its first window as the model hears clips.
 
         Args:
-            path: audio file.  name: what to call it; None: the name of the file.  start: seconds.  captions: of the recording, if known.
+            path: audio file.  name: what to call it; None: the name of the file.  start: seconds.
+            captions: of the recording, where they are known.
         Raises:
             AudioError, ValueError: in words for a person, for a file that is no audio, empty or silent.
         """
-        name, seconds, rate = Path(path).name if name is None else name, self.trained.clip_seconds, self.model.audio.sample_rate
+        path, seconds, rate = user_path(path), self.trained.clip_seconds, self.model.audio.sample_rate
+        name = path.name if name is None else name
         waveform = audio.read(path, sample_rate=rate, start=start, duration=seconds)
-        heard = waveform.shape[1] / rate
-        if not waveform.numel() or not torch.isfinite(waveform).all():
-            raise ValueError(f"{name} holds {'samples that are no numbers' if waveform.numel() else 'no sound'}; record or export it again.")
-        if waveform.abs().max() < 10 ** (clips.SILENCE_DBFS / 20):
-            raise ValueError(f"{name} is silent; check the microphone and record it again.")
+        _check_sound(waveform, name)
+        heard, total = waveform.shape[1] / rate, audio.probe(path).duration - start
         window = torch.nn.functional.pad(waveform, (0, round(seconds * rate) - waveform.shape[1]))
         device = next(self.model.parameters()).device
         vector = self.model.embed_audio(window.to(device), torch.tensor([heard], device=device))[0].float().cpu()
-        near = self.text @ vector
-        best = near.topk(min(NEAREST, len(near))).indices.tolist()
-        names = list(self.texts)
-        total = audio.probe(path).duration - start
-        note = f"The model hears the first {heard:.1f} of {total:.1f} s." if total > heard + 0.1 else ""
-        item = {"waveform": waveform, "sample_rate": rate, "title": f"query: {name}", "caption": list(captions), "thumbnail": True}
+        near, texts = (self.text @ vector).topk(min(NEAREST, len(self.text))), list(self.texts)
+        item = {"waveform": waveform, "sample_rate": rate, "title": f"query: {name}", "caption": _few(captions),
+                "thumbnail": True}
         return Answer(name, self.name, self.gallery, (self.audio @ vector).numpy(), self._right(captions), item,
-                      tuple((names[i], float(near[i])) for i in best), note)
+                      tuple((texts[i], score) for score, i in zip(near.values.tolist(), near.indices.tolist())),
+                      f"The model hears the first {heard:.1f} of {total:.1f} s." if total > heard + 0.1 else "")
 
     def _right(self, captions: Sequence[str]) -> tuple[int, ...]:
         wanted = {_plain(caption) for caption in captions}
         return tuple(i for i, own in enumerate(self._plain) if own & wanted)
 
 
+def _check_sound(waveform: Tensor, name: str) -> None:
+    if not waveform.numel():
+        raise ValueError(f"{name} holds no sound; record or export it again.")
+    if not torch.isfinite(waveform).all():
+        raise ValueError(f"{name} holds samples that are no numbers; record or export it again.")
+    if waveform.abs().max() < 10 ** (clips.SILENCE_DBFS / 20):
+        raise ValueError(f"{name} is silent; check the microphone and record it again.")
+
+
 def _plain(caption: str) -> str:
     """What is compared: a caption without case, punctuation and extra spaces."""
     return " ".join(normalise(caption).split())
+
+
+def _few(captions: Sequence[str]) -> list[str]:
+    return [*captions[:CAPTIONS], *([f"… and {len(captions) - CAPTIONS} more"] if len(captions) > CAPTIONS else [])]
 
 
 def page(answers: Sequence[Answer], *, shown: int = 5, **where) -> clips.Html:
@@ -172,24 +188,25 @@ def page(answers: Sequence[Answer], *, shown: int = 5, **where) -> clips.Html:
         answers: of one query, one a model.  shown: clips of each; the best right clip follows when it is not among them.
         where: what else `clips.gallery` takes (byte_budget, folder, link_prefix).
     """
-    first, parts = answers[0], []
-    one = len(answers) == 1
-    query = clips.gallery([first.heard], columns=3 if one else 2, **where) if first.heard else None
-    columns = []
-    for answer in answers:
-        found = clips.gallery(_items(answer, shown), columns=3 if one else 1, **where)
-        near = "".join(f"<br>{score:.3f} {escape(caption)}" for caption, score in answer.captions)
-        columns.append(
-            f'<div><p class="search-name">{escape(answer.model)}</p><p>{escape(answer.chance())}</p>'
+    first, one = answers[0], len(answers) == 1
+    asked = [clips.gallery([first.heard], columns=3 if one else 2, **where)] if first.heard else []
+    found = [clips.gallery(_items(answer, shown), columns=3 if one else 1, **where) for answer in answers]
+    title = f"Sounds like {escape(first.query)}" if first.heard else f"&ldquo;{escape(first.query)}&rdquo;"
+    html = [f'{_STYLE}<div class="search-answers" style="grid-template-columns:repeat({len(answers)},minmax(0,1fr))">',
+            f'<div style="grid-column:1/-1"><h4>{title}</h4><p class="search-note">{escape(first.note)}</p>',
+            *(part.html for part in asked), "</div>",
+            *(f"<div>{_facts(answer, shown)}{part.html}</div>" for answer, part in zip(answers, found)), "</div>"]
+    parts = asked + found
+    return clips.Html("".join(html), sum(part.players for part in parts), sum(part.embedded_bytes for part in parts),
+                      tuple(file for part in parts for file in part.linked))
+
+
+def _facts(answer: Answer, shown: int) -> str:
+    """What is to be known before listening."""
+    near = "".join(f"<br>{score:.3f} {escape(caption)}" for caption, score in answer.captions)
+    return (f'<p class="search-name">{escape(answer.model)}</p><p>{escape(answer.chance())}</p>'
             f'<p class="{"search-right" if answer.right else ""}">{escape(answer.verdict())}</p>'
-            + (f"<p>Nearest captions of the gallery:{near}</p>" if near else "") + _histogram(answer, shown) + found.html + "</div>")
-        parts.append(found)
-    parts += [query] if query else []
-    title = f"&ldquo;{escape(first.query)}&rdquo;" if not first.heard else f"Sounds like {escape(first.query)}"
-    grid = f'<div class="search-answers" style="grid-template-columns:repeat({len(answers)},minmax(0,1fr))">'
-    head = f'<div style="grid-column:1/-1"><h4>{title}</h4><p class="search-note">{escape(first.note)}</p>{query.html if query else ""}</div>'
-    return clips.Html(_STYLE + grid + head + "".join(columns) + "</div>", sum(part.players for part in parts),
-                      sum(part.embedded_bytes for part in parts), tuple(file for part in parts for file in part.linked))
+            + (f"<p>Nearest captions of the gallery:{near}</p>" if near else "") + _histogram(answer, shown))
 
 
 def _items(answer: Answer, shown: int):
@@ -198,29 +215,32 @@ def _items(answer: Answer, shown: int):
     for rank in ranks:
         row = int(answer.order[rank - 1])
         entry = answer.gallery.row(row)
+        captions = sorted(entry["captions"], key=lambda caption: _plain(caption) != _plain(answer.query))   # the query first
         yield clips.clip(answer.gallery, row, seconds=SECONDS, thumbnail=True, rank=rank, score=float(answer.scores[row]),
-                         hit=row in answer.right, title=", ".join(entry["labels"]) or entry["clip_id"])
+                         hit=row in answer.right, title=", ".join(entry["labels"]) or entry["clip_id"], caption=_few(captions))
 
 
 def _histogram(answer: Answer, shown: int, bins: int = 60) -> str:
     """Scores of the whole gallery as a strip, those shown and those that are right marked."""
     low, high = float(answer.scores.min()), float(answer.scores.max())
-    counts = np.histogram(answer.scores, bins=bins, range=(low, max(high, low + 1e-6)))[0]
-    place = lambda score: 2 + 596 * (score - low) / max(high - low, 1e-6)  # noqa: E731
-    bars = "".join(f"M{2 + 596 * i / bins:.0f} 34v-{24 * count / counts.max():.1f}h9V34" for i, count in enumerate(counts) if count)
+    span = max(high - low, 1e-6)        # all scores may be equal
+    counts = np.histogram(answer.scores, bins=bins, range=(low, low + span))[0]
+    heights = enumerate(24 * counts / counts.max())
+    bars = "".join(f"M{2 + 596 * i / bins:.0f} 34v-{height:.1f}h9V34" for i, height in heights if height)
     marks = [(row, MODEL, 6) for row in answer.order[:shown]] + [(row, CEILING, 0) for row in answer.right]
-    lines = "".join(f'<line x1="{place(answer.scores[row]):.1f}" x2="{place(answer.scores[row]):.1f}" y1="{top}" y2="34" stroke="{colour}" '
-                    'stroke-width="2"/>' for row, colour, top in marks)
-    return (f'<svg viewBox="0 0 600 34" preserveAspectRatio="none" role="img" aria-label="scores of all clips">'
-            f'<path d="{bars}" fill="currentColor" opacity=".3"/>{lines}</svg><p class="search-note">Scores of all {len(answer.scores)} clips, '
-            f'{low:.3f} to {high:.3f}; blue: shown below; green: the right clip, where one is known.</p>')
+    places = [(f"{2 + 596 * (answer.scores[row] - low) / span:.1f}", colour, top) for row, colour, top in marks]
+    lines = "".join(f'<path d="M{x} {top}V34" stroke="{colour}" stroke-width="2"/>' for x, colour, top in places)
+    return ('<svg viewBox="0 0 600 34" preserveAspectRatio="none" role="img" aria-label="scores of all clips">'
+            f'<path d="{bars}" fill="currentColor" opacity=".3"/>{lines}</svg><p class="search-note">Scores of all '
+            f'{len(answer.scores)} clips, {low:.3f} to {high:.3f}; blue: shown{"; green: right" if answer.right else ""}.</p>')
 
 
 class SearchPanel:
     """A panel to type in or to upload a recording to, for JupyterLab; a cell that returns it shows it.
 
     Args:
-        searchers: one model, or several whose answers stand side by side, over one gallery.  shown: results at first, 1 to `MOST`.
+        searchers: one model, or several over one gallery, whose answers stand side by side.
+        shown: results at first, 1 to `MOST`.
     """
 
     def __init__(self, *searchers: Searcher, shown: int = 5):
@@ -228,7 +248,8 @@ class SearchPanel:
         self.text = widgets.Text(placeholder="a dog barks, then waves break", layout=widgets.Layout(flex="1 1 20em"))
         self.button = widgets.Button(description="Search", icon="search", button_style="primary")
         self.shown = widgets.BoundedIntText(shown, min=1, max=MOST, description="results", layout=widgets.Layout(width="10em"))
-        self.upload = widgets.FileUpload(accept="audio/*,video/*", description="By a recording", tooltip="a wav from your microphone, or any audio file",
+        self.upload = widgets.FileUpload(accept="audio/*,video/*", description="By a recording",
+                                         tooltip="a wav from your microphone, or any audio file",
                                          layout=widgets.Layout(width="auto"))
         self.answer = widgets.HTML()
         self.answer.add_class("search-found")

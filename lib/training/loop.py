@@ -194,8 +194,9 @@ class _Session:
             self.fabric.backward(losses["loss"] / config.accumulation)
             return parts
         except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(f"CUDA out of memory with batch_size={config.batch_size}: lower batch_size (raise accumulation to "
-                              "keep the step), shorten clip_seconds, raise patchout_time or set precision='bf16-mixed'") from error
+            raise MemoryError(f"CUDA out of memory with batch_size={config.batch_size}: set or lower chunk_size (the same gradients), lower "
+                              "batch_size (raise accumulation to keep the step), shorten clip_seconds, raise patchout_time or set "
+                              "precision='bf16-mixed'") from error
 
     def _refuse(self, batch: dict, parts: dict[str, float]) -> None:
         """Count clips that could not be decoded and stop at loss terms that are not finite, in all processes alike."""
