@@ -60,6 +60,7 @@ class Network(hear21.PaSST):
         self.head, self.head_dist = nn.Identity(), None
         for block in self.blocks:
             block.attn.__class__ = FusedAttention
+        self.blocks[-1].__class__ = LastBlock
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Rows and columns that structured patchout keeps, from torch's global generator in stock PaSST's order."""
@@ -80,8 +81,23 @@ class Network(hear21.PaSST):
         tokens = (tokens + frequency[:, None] + time).flatten(1, 2)                        # (N, patches, width)
         first = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed
         tokens = torch.cat([first.expand(len(mel), -1, -1), tokens], dim=1)
-        tokens = self.norm(self.blocks(self.pos_drop(tokens))[:, :2])                      # only these two are read
-        return tokens.mean(dim=1)
+        tokens = self.blocks[-1].first(self.blocks[:-1](self.pos_drop(tokens)), 2)         # only these two are read
+        return self.norm(tokens).mean(dim=1)
+
+
+class LastBlock(hear21.Block):
+    """hear21passt's block where not all that comes out of it is read."""
+
+    def first(self, x: Tensor, count: int) -> Tensor:
+        """The block's first `count` tokens, as `forward` computes them from all: x (B, tokens, width) -> (B, count, width)."""
+        attention, width, normed = self.attn, x.shape[-1], self.norm1(x)
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        query = linear(normed[:, :count], weight[:width], bias[:width])
+        key, value = linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+        heads = [part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+        mixed = scaled_dot_product_attention(*heads, dropout_p=attention.attn_drop.p if self.training else 0.0)
+        x = x[:, :count] + self.drop_path(attention.proj_drop(attention.proj(mixed.transpose(1, 2).flatten(2))))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 @dataclass(frozen=True)
