@@ -1,30 +1,33 @@
-"""Tools for data sets: `python -m lib.data prepare|check|download`."""
+"""Tools for data sets: `python -m lib.data prepare|check|download|transcode`."""
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from lib import data
 from lib.settings import data_dir
 
+PUBLISHED = ("esc50", "clotho", "audiocaps", "wavcaps")  # data sets whose modules have `download`
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one tool; returns the exit status (1: refused, or `check` found bad clips)."""
+    """Run one tool; returns the exit status (1: refused, or `check` found bad clips, or `transcode` left files out)."""
     options = _parser().parse_args(arguments)
     try:
-        return {"prepare": _prepare, "check": _check, "download": _download}[options.tool](options)
+        return {"prepare": _prepare, "check": _check, "download": _download, "transcode": _transcode}[options.tool](options)
     except (ValueError, OSError, RuntimeError) as error:  # messages of ours say what to do; a traceback would hide them
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Prepare, check and download data sets.")
+    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Prepare, check, download and transcode data sets.")
     tools = parser.add_subparsers(dest="tool", required=True, metavar="TOOL")
     prepare = tools.add_parser("prepare", help="build the manifest of a data set and write it as parquet")
-    prepare.add_argument("dataset", choices=list(data.DATASETS), help="which data set")
+    prepare.add_argument("dataset", help=f"one of {', '.join(data.DATASETS)}; or several, joined by +")
     prepare.add_argument("--data-root", type=Path, help="folder of the data set (default: under the data folder)")
     prepare.add_argument("--seed", type=int, default=0, help="seed of what is drawn (default 0)")
     prepare.add_argument("--num-samples", type=int, help="at most this many clips (default: all)")
@@ -37,7 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     for tool in (prepare, check):
         tool.add_argument("--workers", type=int, default=0, help="processes that decode (default 0: this one)")
     download = tools.add_parser("download", help="fetch a published data set into the data folder (resumable)")
-    download.add_argument("dataset", choices=["esc50"], help="which data set")
+    download.add_argument("dataset", choices=PUBLISHED, help="which data set")
+    transcode = tools.add_parser("transcode", help="make small mp3 files of a folder of large audio files (resumable)")
+    transcode.add_argument("source", type=Path, help="folder of the large files; a name that starts with - goes after --")
+    transcode.add_argument("target", type=Path, help="folder for the mp3 files, which keep their places")
+    transcode.add_argument("--workers", type=int, default=0, help="processes (default 0: one for every core)")
+    transcode.add_argument("--bitrate", type=int, default=48_000, help="bits a second (default 48000)")
+    transcode.add_argument("--sample-rate", type=int, default=32_000, help="Hz (default 32000)")
+    transcode.add_argument("--suffix", default=".flac", help="which files, by the end of their names (default .flac)")
     return parser
 
 
@@ -67,10 +77,20 @@ def _check(options) -> int:
 
 
 def _download(options) -> int:
-    from lib.data import esc50
-
-    print(f"ready: {esc50.download()}")
+    print(f"ready: {import_module(data.DATASETS[options.dataset]).download()}")
     return 0
+
+
+def _transcode(options) -> int:
+    from lib.data.transcode import transcode
+
+    report = transcode(options.source, options.target, bitrate=options.bitrate, sample_rate=options.sample_rate,
+                       workers=options.workers, suffix=options.suffix)
+    print(f"transcoded {report.transcoded} of {report.found} files, {report.skipped} were finished, {len(report.failed)} failed; "
+          f"see {report.path}")
+    for name in list(report.failed)[:5]:
+        print(f"  {name!r}: {report.failed[name]}")
+    return int(bool(report.failed))
 
 
 def _option(text: str) -> tuple[str, object]:

@@ -4,11 +4,9 @@ Nothing here runs unless a user asks for it (`python -m lib.data download NAME`)
 """
 from __future__ import annotations
 
-import glob
 import hashlib
 import http.client
 import io
-import lzma
 import os
 import shutil
 import stat
@@ -18,12 +16,12 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, NamedTuple
 
 import py7zr
 from py7zr.io import Py7zIO, WriterFactory
@@ -142,69 +140,180 @@ def extract(archive: str | Path, folder: str | Path, *, max_bytes: int = 50 * 2*
         verify: called with the unpacked folder before it is moved into place; an exception refuses the archive.
 
     Raises:
-        DownloadError: naming the entry and the rule it breaks.
+        DownloadError: naming the entry and the rule it breaks, or the volume that is missing.
     """
     archive, folder = Path(archive), Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DownloadError(f"{folder} already exists and is not empty; remove it to unpack {archive.name} again")
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     try:
-        if zipfile.is_zipfile(archive):
+        if _is_7z(archive):
+            _unpack_7z(archive, part, max_bytes)
+        elif zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as source:
-                _unpack(_zip_entries(source), part, max_bytes, archive)
+                _unpack(_zip_entries(source), source.open, part, max_bytes, archive)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as source:
-                _unpack(_tar_entries(source), part, max_bytes, archive)
-        elif _is_7z(archive):
-            with ExitStack() as opened:
-                _unpack_7z(opened.enter_context(py7zr.SevenZipFile(opened.enter_context(_Volumes(archive)))), part, max_bytes, archive)
+                _unpack(_tar_entries(source), source.extractfile, part, max_bytes, archive)
         else:
             raise DownloadError(f"{archive}: neither a zip, a tar nor a 7z archive; download it again")
         if verify:
             verify(part)
         os.replace(part, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, *_DAMAGED_7Z) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise DownloadError(f"{archive}: damaged ({error}); remove it and download it again") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
-_Entry = tuple[str, int, Callable[[], IO[bytes]] | None, str]  # name, stated bytes, opener (None: a folder), complaint
+class _Entry(NamedTuple):
+    name: str
+    size: int  # bytes, as the archive states them
+    is_folder: bool
+    complaint: str
+    handle: object  # what the library calls the entry
 
 
 def _zip_entries(source: zipfile.ZipFile) -> Iterator[_Entry]:
     for entry in source.infolist():
-        kind = stat.S_IFMT(entry.external_attr >> 16)
         complaint = "is encrypted" if entry.flag_bits & 1 else ""
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             complaint = "is a link or a device"
-        yield entry.filename, entry.file_size, None if entry.is_dir() else lambda e=entry: source.open(e), complaint
+        yield _Entry(entry.filename, entry.file_size, entry.is_dir(), complaint, entry)
 
 
 def _tar_entries(source: tarfile.TarFile) -> Iterator[_Entry]:
     for entry in source:
         complaint = "" if entry.isreg() or entry.isdir() else "is a link or a device"
-        yield entry.name, entry.size, None if entry.isdir() else lambda e=entry: source.extractfile(e), complaint
+        yield _Entry(entry.name, entry.size, entry.isdir(), complaint, entry)
 
 
-# what py7zr and its decoders raise at bytes that are no archive of theirs
-_DAMAGED_7Z = (py7zr.exceptions.ArchiveError, lzma.LZMAError, struct.error, ValueError, IndexError, TypeError, KeyError, AssertionError)
+def _7z_entries(source: py7zr.SevenZipFile) -> Iterator[_Entry]:
+    for entry in source.files:
+        complaint = "is encrypted" if source.password_protected else ""
+        if entry.is_symlink or entry.is_junction or entry.st_fmt not in (None, 0, stat.S_IFREG, stat.S_IFDIR):
+            complaint = "is a link or a device"
+        yield _Entry(entry.filename, entry.uncompressed, entry.is_directory, complaint, entry)
+
+
+def _checked(entries: Iterable[_Entry], folder: Path, max_bytes: int, archive: Path) -> dict[Path, _Entry]:
+    """The files of an archive by where they go, after their folders have been made. DownloadError where one breaks a rule."""
+    files, folders, total = {}, {folder}, 0
+    for entry in entries:
+        name, path, complaint = entry.name, PurePosixPath(entry.name), entry.complaint
+        if path.is_absolute() or ".." in path.parts or "\\" in name or name[1:2] == ":" or "\0" in name:
+            complaint = "points outside its folder"
+        place = folder / path
+        inside = {place if entry.is_folder else place.parent, *(folder / parent for parent in path.parents)}
+        if not files.keys().isdisjoint(inside) or not entry.is_folder and (place in files or place in folders):
+            complaint = "comes twice"
+        total += entry.size
+        if total > max_bytes:
+            complaint = f"brings the archive above {max_bytes:,} bytes"
+        if complaint:
+            raise DownloadError(f"{archive}: refused, nothing was unpacked: entry {name!r} {complaint}")
+        folders |= inside
+        if not entry.is_folder:
+            files[place] = entry
+    for path in sorted(folders):
+        path.mkdir(parents=True, exist_ok=True)
+    return files
+
+
+def _unpack(entries: Iterable[_Entry], opened: Callable[[object], IO[bytes]], folder: Path, max_bytes: int,
+            archive: Path) -> None:
+    files, left = _checked(entries, folder, max_bytes, archive), max_bytes
+    for path, entry in tqdm(files.items(), desc=f"unpack {archive.name}", unit="file", leave=False):
+        with opened(entry.handle) as source, open(path, "xb") as target:
+            while chunk := source.read(CHUNK):
+                left -= len(chunk)
+                if left < 0:
+                    raise DownloadError(f"{archive}: refused: it unpacks to more than {max_bytes:,} bytes")
+                target.write(chunk)
+
+
+def _is_7z(archive: Path) -> bool:
+    with open(archive, "rb") as file:
+        return file.read(6) == b"7z\xbc\xaf\x27\x1c"
+
+
+# The first bytes of the numbers of methods whose blocks py7zr 1.1 decodes whole, at 2,000 times their size or more.
+_BURSTING = (b"\x04\x01", b"\x04\xf7")
+
+
+def _blocks(source: py7zr.SevenZipFile) -> list:
+    streams = getattr(source.header, "main_streams", None)  # an archive of empty files has none
+    return streams.unpackinfo.folders if streams else []
+
+
+def _unpack_7z(archive: Path, folder: Path, max_bytes: int) -> None:
+    """As `_unpack`; but py7zr decodes from end to end, as entries share one stream, and writes them through `_WriteTo`."""
+    try:
+        with _Volumes(archive) as volumes, py7zr.SevenZipFile(volumes, max_extract_size=max_bytes) as source:
+            if any(coder["method"][:2] in _BURSTING for block in _blocks(source) for coder in block.coders):
+                raise DownloadError(f"{archive}: refused, nothing was unpacked: packed by Deflate, Zstandard or Brotli, which "
+                                    "here could fill the memory; unpack it with 7-Zip")
+            files = _checked(_7z_entries(source), folder, max_bytes, archive)
+            total = sum(entry.size for entry in files.values())
+            with tqdm(total=total, desc=f"unpack {archive.name}", unit="B", unit_scale=True, leave=False) as bar:
+                source.extractall(folder, factory=_WriteTo(bar))
+        for path, entry in files.items():
+            if not path.is_file() or path.stat().st_size != entry.size:
+                raise ValueError(f"{entry.name!r} is incomplete")
+    except (DownloadError, OSError):
+        raise
+    except py7zr.exceptions.PasswordRequired as error:
+        raise DownloadError(f"{archive}: refused, nothing was unpacked: it is encrypted") from error
+    except py7zr.exceptions.DecompressionBombError as error:
+        raise DownloadError(f"{archive}: refused: it unpacks to more than {max_bytes:,} bytes") from error
+    except py7zr.exceptions.UnsupportedCompressionMethodError as error:
+        raise DownloadError(f"{archive}: packed in an unknown way ({error.message}); unpack it with 7-Zip") from error
+    except Exception as error:  # py7zr and its decoders meet damaged bytes with errors of any kind
+        raise DownloadError(f"{archive}: damaged ({error!r}); remove it and download it again") from error
+
+
+class _WriteTo(WriterFactory):
+    """Files that py7zr writes to piece by piece. (On its own it would also make links, and set modes and times.)"""
+
+    def __init__(self, bar: tqdm):
+        self.bar = bar
+
+    def create(self, filename: str) -> "_File":
+        return _File(filename, self.bar)
+
+
+class _File(Py7zIO):
+    def __init__(self, path: str, bar: tqdm):
+        self._file, self._bar = open(path, "xb"), bar
+
+    def write(self, s: bytes | bytearray) -> int:
+        self._bar.update(len(s))
+        return self._file.write(s)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def size(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def read(self, size: int | None = None) -> bytes:
+        raise io.UnsupportedOperation("files are only written")
 
 
 class _Volumes(io.RawIOBase):
-    """The volumes of a split file as one file that can be read and sought; a file that was not split is its only volume."""
+    """The volumes of a split 7z archive as one file to read and to seek in; an archive that was not split is its only volume."""
 
     def __init__(self, first: Path):
-        names = [first]
-        if first.suffix == ".001":
-            numbers = sorted(int(p.suffix[1:]) for p in first.parent.glob(f"{glob.escape(first.stem)}.[0-9][0-9][0-9]"))
-            absent = sorted(set(range(1, numbers[-1] + 1)) - set(numbers))
-            if absent:
-                raise DownloadError(f"{first.parent}: volume {first.stem}.{absent[0]:03d} is missing; download it again")
-            names = [first.with_suffix(f".{number:03d}") for number in numbers]
-        self._files = [open(name, "rb") for name in names]
-        self._ends = list(accumulate(os.path.getsize(name) for name in names))
+        names = list(_volumes(first)) if first.suffix == ".001" else [first]
+        self._ends = list(accumulate(name.stat().st_size for name in names))
+        self._files = [open(name, "rb", buffering=0) for name in names]
         self._place = 0
 
     def readable(self) -> bool:
@@ -220,22 +329,19 @@ class _Volumes(io.RawIOBase):
         self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._ends[-1]}[whence]
         return self._place
 
-    def readinto(self, buffer) -> int:
-        number = bisect_right(self._ends, self._place)
-        if number == len(self._files):
-            return 0
-        begin = self._ends[number - 1] if number else 0
-        self._files[number].seek(self._place - begin)
-        count = self._files[number].readinto(memoryview(buffer)[:self._ends[number] - self._place])
-        self._place += count
-        return count
-
     def read(self, size: int = -1) -> bytes:
-        """All that is asked for, across the borders of volumes."""
-        parts, left = [], self._ends[-1] - self._place if size is None or size < 0 else size
-        while left > 0 and (part := super().read(left)):
+        """All that is asked for, across the borders of volumes: a raw file may return less, and py7zr does not ask again."""
+        parts, left = [], max(0, self._ends[-1] - self._place)
+        left = left if size is None or size < 0 else min(left, size)
+        while left:
+            number = bisect_right(self._ends, self._place)
+            self._files[number].seek(self._place - (self._ends[number - 1] if number else 0))
+            part = self._files[number].read(left)
+            if not part:
+                raise EOFError("it became shorter while it was read")
             parts.append(part)
             left -= len(part)
+            self._place += len(part)
         return b"".join(parts)
 
     def close(self) -> None:
@@ -244,97 +350,19 @@ class _Volumes(io.RawIOBase):
         super().close()
 
 
-def _is_7z(archive: Path) -> bool:
-    with open(archive, "rb") as file:
-        return file.read(6) == b"7z\xbc\xaf\x27\x1c"
-
-
-class _Written(Py7zIO):
-    """A file that py7zr writes to, within what is left of the allowance."""
-
-    def __init__(self, path: Path, left: list[int], refusal: str):
-        self._file, self._left, self._refusal = open(path, "xb"), left, refusal
-
-    def write(self, s: bytes | bytearray) -> int:
-        self._left[0] -= len(s)
-        if self._left[0] < 0:
-            raise DownloadError(self._refusal)
-        return self._file.write(s)
-
-    def read(self, size: int | None = None) -> bytes:
-        return b""
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return 0            # it asks for the start of what it has written, which nobody reads back
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def size(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def _unpack_7z(source: py7zr.SevenZipFile, folder: Path, max_bytes: int, archive: Path) -> None:
-    """As `_unpack`; a 7z archive is one stream, which py7zr decodes from end to end (checking each CRC) and writes where it is told to."""
-    if source.password_protected:
-        raise DownloadError(f"{archive}: refused, nothing was unpacked: it is encrypted")
-    entries = [(entry.filename, entry.uncompressed, None if entry.is_directory else _never,
-                "is a link or a device" if entry.is_symlink or entry.is_junction or entry.is_socket else "") for entry in source.files]
-    checked = _checked(entries, folder, max_bytes, archive)
-    folder.mkdir(parents=True)
-    for path, opener in checked:
-        (path if opener is None else path.parent).mkdir(parents=True, exist_ok=True)
-    left, bar = [max_bytes], tqdm(total=len(checked), desc=f"unpack {archive.name}", unit="file", leave=False)
-
-    class Factory(WriterFactory):
-        def create(self, filename: str) -> Py7zIO:
-            bar.update()
-            return _Written(folder / filename, left, f"{archive}: refused: it unpacks to more than {max_bytes:,} bytes")
-    with bar:
-        source.extractall(factory=Factory())
-    for path, opener in checked:       # of empty files nothing is ever written
-        if opener is not None and not path.exists():
-            path.touch()
-
-
-def _never() -> IO[bytes]:
-    raise NotImplementedError("entries of a 7z archive are not opened one by one")
-
-
-def _checked(entries: Iterable[_Entry], folder: Path, max_bytes: int, archive: Path) -> list[tuple[Path, Callable[[], IO[bytes]] | None]]:
-    """Where every entry goes and what opens it (None: a folder). DownloadError at the first that breaks a rule."""
-    checked, seen, total = [], set(), 0
-    for name, size, opener, complaint in entries:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or name[1:2] == ":" or "\0" in name:
-            complaint = "points outside its folder"
-        if opener and path in seen:
-            complaint = "comes twice"
-        seen.add(path)
-        total += size
-        if total > max_bytes:
-            complaint = f"brings the archive above {max_bytes:,} bytes"
-        if complaint:
-            raise DownloadError(f"{archive}: refused, nothing was unpacked: entry {name!r} {complaint}")
-        checked.append((folder / path, opener))
-    return checked
-
-
-def _unpack(entries: Iterable[_Entry], folder: Path, max_bytes: int, archive: Path) -> None:
-    checked = _checked(entries, folder, max_bytes, archive)
-    folder.mkdir(parents=True)
-    left = max_bytes
-    for path, opener in tqdm(checked, desc=f"unpack {archive.name}", unit="file", leave=False):
-        if opener is None:
-            path.mkdir(parents=True, exist_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with opener() as source, open(path, "xb") as target:
-            while chunk := source.read(CHUNK):
-                left -= len(chunk)
-                if left < 0:
-                    raise DownloadError(f"{archive}: refused: it unpacks to more than {max_bytes:,} bytes")
-                target.write(chunk)
+def _volumes(first: Path) -> Iterator[Path]:
+    """The volumes of name.7z.001, as many as its header says. DownloadError where one is missing or has another size."""
+    with open(first, "rb") as file:
+        checksum, header = struct.unpack("<8xI20s", file.read(32))
+    if zlib.crc32(header) != checksum:
+        raise DownloadError(f"{first}: damaged (wrong CRC of its first bytes); remove it and download it again")
+    offset, length = struct.unpack("<QQ4x", header)  # the table of contents, which is the end of the archive
+    total, each = 32 + offset + length, first.stat().st_size
+    for number in range(1, -(-total // each) + 1):
+        volume, expected = first.with_suffix(f".{number:03d}"), min(each, total - (number - 1) * each)
+        if not volume.is_file():
+            raise DownloadError(f"{volume}: this volume, number {number} of {-(-total // each)}, is missing; download it, too")
+        if volume.stat().st_size != expected:
+            raise DownloadError(f"{volume}: expected a volume of {expected:,} bytes, got {volume.stat().st_size:,}; remove it "
+                                "and download it again (the first volume, if all others seem wrong)")
+        yield volume

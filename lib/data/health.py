@@ -107,7 +107,7 @@ def inspect(files: Iterable[str], workers: int = 0, seconds: float | None = None
     unsaved, saved = {}, time.monotonic()
     with closing(inspect_all(new, workers, seconds)) as found:
         try:
-            for file, verdict in zip(new, track(found, len(new), "health check")):
+            for file, verdict in track(found, len(new), "health check"):
                 verdicts[file] = verdict
                 if verdict.reason not in PASSING and _can_be_kept(file):
                     unsaved[file] = (*stamps[file], verdict)

@@ -1,10 +1,12 @@
 """The registry and the command line."""
+from importlib import import_module
+
 import numpy as np
 import pytest
 import soundfile
 
 from lib import data
-from lib.data.__main__ import main
+from lib.data.__main__ import PUBLISHED, main
 from lib.data.manifest import Manifest
 
 
@@ -47,7 +49,9 @@ def test_prepare_writes_under_the_data_folder(root, tmp_path, capsys):
 @pytest.mark.parametrize("arguments, words", [
     (["prepare", "esc50"], "python -m lib.data download esc50"), (["prepare", "folder"], "set data_root"),
     (["prepare", "esc50", "--option", "fold=1"], "no option 'fold'"), (["prepare", "esc50", "--option", "fold"], "NAME=VALUE"),
-    (["check", "nothing.parquet"], "nothing.parquet")])
+    (["prepare", "esc50+esc"], "'esc'"), (["check", "nothing.parquet"], "nothing.parquet"),
+    (["transcode", "nothing", "small"], "nothing is not a folder"),
+    (["transcode", ".", "small", "--bitrate", "1"], "bitrate: 1 ")])
 def test_errors_are_one_line(root, arguments, words, capsys):
     assert main(arguments) == 1
     error = capsys.readouterr().err
@@ -58,4 +62,25 @@ def test_help_has_every_tool(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(tool in text for tool in ("prepare", "check", "download"))
+    assert all(tool in text for tool in ("prepare", "check", "download", "transcode"))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_download_asks_the_module_of_the_data_set(name, tmp_path, monkeypatch, capsys):
+    module = import_module(data.DATASETS[name])
+    assert callable(module.download)
+    monkeypatch.setattr(module, "download", lambda: tmp_path / name)
+    assert main(["download", name]) == 0 and capsys.readouterr().out == f"ready: {tmp_path / name}\n"
+
+
+def test_transcode_tool(root, tmp_path, capsys, monkeypatch):
+    (root / "bad.wav").write_text("no sound")
+    assert main(["transcode", str(root), str(tmp_path / "small"), "--suffix", ".wav", "--workers", "1", "--bitrate", "32000",
+                 "--sample-rate", "16000"]) == 1
+    out = capsys.readouterr().out
+    assert "transcoded 12 of 13 files, 0 were finished, 1 failed" in out and "'bad.wav': cannot be decoded" in out
+    (root / "bad.wav").unlink()
+    root.rename(tmp_path / "-mine")
+    monkeypatch.chdir(tmp_path)
+    assert main(["transcode", "--suffix", ".wav", "--", "-mine", "-small"]) == 0
+    assert "transcoded 12 of 12" in capsys.readouterr().out and (tmp_path / "-small" / "clip 3.mp3").is_file()

@@ -2,6 +2,7 @@
 import hashlib
 import io
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import zipfile
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import py7zr
 import pytest
 
@@ -168,10 +170,10 @@ def _tar(path, *entries):
 
 def _7z(path, *entries, **options):
     """A 7z archive; names that py7zr would not write are put in by writing over others of the same length."""
-    renamed = {f"{i}".rjust(len(name), "_"): name for i, (name, _) in enumerate(entries) if ".." in name or name[0] == "/" or "\\" in name or ":" in name}
+    names = [name for name, _ in entries if ".." in name or name[0] == "/" or "\\" in name or ":" in name]
+    renamed = {f"{i}".rjust(len(name), "_"): name for i, name in enumerate(names)}
     stored = {name: safe for safe, name in renamed.items()}
     with py7zr.SevenZipFile(path, "w", filters=[{"id": py7zr.FILTER_COPY}], **options) as target:
-        target.header.header_compression = False if hasattr(target.header, "header_compression") else None
         target.set_encoded_header_mode(False)
         for name, content in entries:
             target.writestr(content, stored.get(name, name))
@@ -291,31 +293,99 @@ def test_missing_and_damaged_volumes(tmp_path):
         return _split(tmp_path / "w.7z", 1000)
     archive()
     (tmp_path / "w.7z.003").unlink()
-    with pytest.raises(DownloadError, match="volume w.7z.003 is missing"):
+    with pytest.raises(DownloadError, match="w.7z.003: this volume, number 3 of 6, is missing"):
         extract(tmp_path / "w.7z.001", tmp_path / "out")
     archive()
     (tmp_path / "w.7z.004").write_bytes(b"1" + (tmp_path / "w.7z.004").read_bytes()[1:])       # a CRC that does not fit
     with pytest.raises(DownloadError, match="damaged.*download it again"):
         extract(tmp_path / "w.7z.001", tmp_path / "out")
     archive()
-    sorted(tmp_path.glob("w.7z.*"))[-1].unlink()                                               # the last one: the end of the archive
+    (tmp_path / "w.7z.006").unlink()                                                           # the end of the archive
+    with pytest.raises(DownloadError, match="w.7z.006: this volume, number 6 of 6, is missing"):
+        extract(tmp_path / "w.7z.001", tmp_path / "out")
+    archive()
+    for number in (2, 6):
+        volume = tmp_path / f"w.7z.00{number}"
+        volume.write_bytes(volume.read_bytes()[:-1])
+        with pytest.raises(DownloadError, match=f"w.7z.00{number}: expected a volume of .* bytes, got .*download it again"):
+            extract(tmp_path / "w.7z.001", tmp_path / "out")
+        archive()
+    (tmp_path / "w.7z.001").write_bytes((tmp_path / "w.7z.001").read_bytes()[:20])
     with pytest.raises(DownloadError, match="damaged.*download it again"):
         extract(tmp_path / "w.7z.001", tmp_path / "out")
-    with py7zr.SevenZipFile(tmp_path / "secret.7z", "w", password="x") as target:
-        target.writestr(b"1", "x")
-    with pytest.raises(DownloadError, match="encrypted"):
-        extract(tmp_path / "secret.7z", tmp_path / "out")
+    for options in ({}, {"header_encryption": True}):
+        with py7zr.SevenZipFile(tmp_path / "secret.7z", "w", password="x", **options) as target:
+            target.writestr(b"1", "x")
+        with pytest.raises(DownloadError, match="encrypted"):
+            extract(tmp_path / "secret.7z", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_content_beyond_what_the_header_states(tmp_path, monkeypatch):
-    """A header that states too little does not get more bytes through: they are counted as they are written."""
-    archive = _7z(tmp_path / "a", ("x", b"0" * 100_000))
-    monkeypatch.setattr(py7zr.py7zr.ArchiveFile, "uncompressed", 10, raising=False)
-    with pytest.raises(DownloadError, match="damaged.*download it again"):
-        extract(archive, tmp_path / "out", max_bytes=50_000)
+def test_headers_of_7z_that_lie(tmp_path, monkeypatch):
+    """Neither a header that states too little nor one that states too much gets anything into the folder."""
+    for stated in (10, 200_000):
+        with py7zr.SevenZipFile(tmp_path / "a", "w") as target:
+            target.writestr(b"0" * 100_000, "x")
+        monkeypatch.setattr(py7zr.py7zr.ArchiveFile, "uncompressed", stated)
+        with pytest.raises(DownloadError, match="damaged.*download it again"):
+            extract(tmp_path / "a", tmp_path / "out")
+        monkeypatch.undo()
+    monkeypatch.setattr(download, "_checked", lambda entries, folder, *_: folder.mkdir() or {folder / "x": next(entries)})
+    with pytest.raises(DownloadError, match="it unpacks to more than 50,000 bytes"):       # counted again while unpacking
+        extract(tmp_path / "a", tmp_path / "out", max_bytes=50_000)
     assert _tree(tmp_path) == {"a"}
-    written = download._Written(tmp_path / "b", [7], "too much")
-    written.write(b"12345")
-    with pytest.raises(DownloadError, match="too much"):
-        written.write(b"678")
+
+
+def test_any_damage_to_a_7z_archive_is_named(tmp_path):
+    """One byte changed anywhere: refused with the fix, or (a date, a padding byte) without an effect; never half a folder."""
+    random, files = np.random.default_rng(0), {"top/x": os.urandom(300), "top/y": b"again " * 99}
+    with py7zr.SevenZipFile(tmp_path / "a", "w") as target:
+        for name, content in files.items():
+            target.writestr(content, name)
+    whole, refused = (tmp_path / "a").read_bytes(), 0
+    for place in random.permutation(len(whole))[:150]:
+        (tmp_path / "a").write_bytes(whole[:place] + bytes([whole[place] ^ int(random.integers(1, 256))]) + whole[place + 1:])
+        try:
+            extract(tmp_path / "a", tmp_path / "out")
+            assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+            shutil.rmtree(tmp_path / "out")
+        except DownloadError as error:
+            assert "download it again" in str(error)
+            refused += 1
+        assert _tree(tmp_path) == {"a"}
+    assert refused > 140
+    for length in range(0, len(whole), 40):
+        (tmp_path / "a").write_bytes(whole[:length])
+        with pytest.raises(DownloadError, match="download it again"):
+            extract(tmp_path / "a", tmp_path / "out")
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("a", "a/")])
+def test_a_file_that_is_a_folder_too(tmp_path, names):
+    entries = [(_link(name, "", tarfile.DIRTYPE), b"") if name[-1] == "/" else (name, b"1") for name in names]
+    with pytest.raises(DownloadError, match="comes twice"):
+        extract(_tar(tmp_path / "t", *entries), tmp_path / "out")
+    assert _tree(tmp_path) == {"t"}
+
+
+@pytest.mark.parametrize("method", [py7zr.FILTER_ZSTD, py7zr.FILTER_DEFLATE, py7zr.FILTER_BROTLI])
+def test_methods_that_burst(tmp_path, method):
+    with py7zr.SevenZipFile(tmp_path / "a", "w", filters=[{"id": method, "level": 1}]) as target:
+        target.writestr(b"1" * 1000, "x")
+    with pytest.raises(DownloadError, match="could fill the memory; unpack it with 7-Zip"):
+        extract(tmp_path / "a", tmp_path / "out")
+    assert _tree(tmp_path) == {"a"}
+
+
+@pytest.mark.slow
+def test_a_large_7z_archive_is_not_held_in_memory(tmp_path):
+    with open(tmp_path / "x", "wb") as file:
+        file.truncate(1_000_000_000)
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w", filters=[{"id": py7zr.FILTER_LZMA2, "preset": 0}]) as target:
+        target.write(tmp_path / "x", "x")
+    code = ("import sys; from resource import *; from lib.data.download import extract\n"
+            "used = lambda: getrusage(RUSAGE_SELF).ru_maxrss * 1024\n"
+            "before = used(); extract(*sys.argv[1:]); print(used() - before)")
+    command = [sys.executable, "-c", code, tmp_path / "a.7z", tmp_path / "out"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (tmp_path / "out" / "x").stat().st_size == 1_000_000_000 and int(result.stdout) < 450e6
