@@ -58,6 +58,10 @@ def _prepare(options) -> int:
     manifest.save(out)
     print(f"{manifest.name}: {len(manifest)} clips {manifest.splits}, {len(manifest.classes)} classes, "
           f"fingerprint {manifest.fingerprint}")
+    for part, published in manifest.info.get("expected", {}).items():
+        print(f"  {part}: {manifest.info['found'][part]:,} clips in the tables, {published:,} published")
+    for reason, count in manifest.info.get("left_out", {}).items():
+        print(f"  left out: {count:,} {reason}")
     _print_health(manifest.info["health"])
     print(f"written: {out}")
     return 0

@@ -28,7 +28,8 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
             puts it.
         seed: chooses the clips when `num_samples` is given.
     Returns:
-        Manifest whose clip ids are split/youtube_id; info["expected"] are the published numbers of clips.
+        Manifest whose clip ids are split/youtube_id; info["expected"] are the published numbers of clips and info["found"] those
+        of the tables (fewer: a warning), info["left_out"] counts what is missing.
     Raises:
         FileNotFoundError, ValueError: naming the folder or table and what was expected.
     """
@@ -38,13 +39,15 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     for split in ("train", "val", "test"):
         table = files.table(f"{split}.csv", f"audiocaps_{split}.csv", f"audiocaps_{split}_wide.csv")
         for video, captions in (_captions(table) if table else {}).items():
-            rows.append({"clip_id": f"{split}/{video}", "path": files.path(split, video), "split": split, "captions": captions})
+            path = files.path(split, video + ".wav")
+            rows.append({"clip_id": f"{split}/{video}", "path": path, "split": split, "captions": captions})
     if not rows:
         raise FileNotFoundError(f"{root} holds no train.csv, val.csv or test.csv; run `python -m lib.data download audiocaps`, or set "
                                 "data_root to the folder of AudioCaps")
     info = {"title": "AudioCaps", "source": "Kim, Kim, Lee, Kim, AudioCaps: generating captions for audios in the wild, 2019",
             "expected": EXPECTED}
-    return captioned.manifest("audiocaps", root, rows, Counter(), info, seed=seed, num_samples=num_samples, workers=workers)
+    return captioned.manifest("audiocaps", root, rows, Counter(), info, seed=seed, num_samples=num_samples, workers=workers,
+                              listed=Counter(row["split"] for row in rows))
 
 
 def youtube_id(stem: str) -> str:
@@ -64,8 +67,7 @@ def _captions(table: Path) -> dict[str, list[str]]:
         pairs = [(r["youtube_id"], r["caption"]) for r in captioned.read_csv(table, PUBLISHED).to_dict("records")]
     captions: dict[str, list[str]] = {}
     for video, caption in pairs:
-        if caption.strip():
-            captions.setdefault(video, []).append(caption.strip())
+        captions.setdefault(video, []).extend([caption.strip()] if caption.strip() else [])
     return captions
 
 

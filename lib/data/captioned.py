@@ -3,6 +3,7 @@ rule with their counts, and the manifest at the end."""
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -26,8 +27,14 @@ def find(name: str, data_root: Path | None) -> Path:
     return root
 
 
+def plain(stem: str) -> str:
+    """A file's stem as it is compared: some published names end in a blank, which some programs drop, and some file systems
+    store an accent as a character of its own."""
+    return unicodedata.normalize("NFC", stem).strip()
+
+
 class Files:
-    """Every audio file and table below a folder, from one walk through it.
+    """Every audio file and table below a folder, from one walk that follows links (data often lies on another disk).
 
     Args:
         root: the folder.  part: names the part of the data set (a split, a source) that a folder's name stands for, or None.
@@ -38,8 +45,11 @@ class Files:
         self.root, self.key = root, key
         self.audio: dict[tuple[str, str], str] = {}
         self.tables: dict[str, Path] = {}
-        for folder, folders, files in os.walk(root):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
+        seen: set[str] = set()
+        for folder, folders, files in os.walk(root, followlinks=True):
+            real = os.path.realpath(folder)
+            folders[:] = sorted(f for f in folders if not f.startswith(".") and real not in seen)    # a link may lead in a circle
+            seen.add(real)
             inside = next((p for p in map(part, reversed(Path(folder).relative_to(root).parts)) if p), None)
             for file in sorted(files):
                 stem, suffix = os.path.splitext(file)
@@ -66,7 +76,7 @@ def read_csv(file: Path, columns: Iterable[str]) -> pd.DataFrame:
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not readable as CSV ({error}); download it again") from error
+        raise ValueError(f"{file}: not readable as CSV ({error}); correct it, or download it again") from error
     missing = [c for c in columns if c not in table]
     if missing:
         raise ValueError(f"{file}: column {missing[0]!r} is missing, it has {', '.join(table.columns)}; the published table has "
@@ -75,17 +85,26 @@ def read_csv(file: Path, columns: Iterable[str]) -> pd.DataFrame:
 
 
 def manifest(name: str, root: Path, rows: list[dict], left_out: Counter, info: dict, *, seed: int, num_samples: int | None, workers: int,
-             max_seconds: float | None = None, probe_seconds: float | None = None) -> Manifest:
+             listed: dict[str, int], max_seconds: float | None = None, probe_seconds: float | None = None) -> Manifest:
     """The checked manifest of a captioned data set.
 
     Args:
         rows: dicts with clip_id, path (None: there is no such file), split, captions and, where known, seconds.
         left_out: reason -> clips that were left out so far; goes into info["left_out"] with what is left out here.
-        info: see `Manifest`.  max_seconds: longer clips are left out; None: none.
+        info: see `Manifest`; info["expected"] are the published numbers of clips of each part.
+        listed: those that the tables hold; goes into info["found"], with a warning where there are fewer.
+        max_seconds: longer clips are left out; None: none.
         probe_seconds: decode only so much of every file in the health check; None: all of it.
     """
-    absent = sum(row["path"] is None for row in rows)
+    info = info | {"found": {part: listed.get(part, 0) for part in info["expected"]}}
+    fewer = [f"{info['found'][part]:,} of {published:,} ({part})" for part, published in info["expected"].items()
+             if info["found"][part] < published]
+    if fewer:
+        warnings.warn(f"{name}: the tables in {root} hold fewer clips than published: {', '.join(fewer)}", stacklevel=3)
     left_out = Counter(left_out)
+    left_out["without a caption"] += sum(not row["captions"] for row in rows)
+    rows = [row for row in rows if row["captions"]]
+    absent = sum(row["path"] is None for row in rows)
     left_out["file not there"] += absent
     rows = [row for row in rows if row["path"] is not None]
     if not rows:
@@ -94,7 +113,7 @@ def manifest(name: str, root: Path, rows: list[dict], left_out: Counter, info: d
     if max_seconds is not None:         # by the table first: what is too long need not be decoded
         too_long = [row for row in rows if (row.get("seconds") or 0) > max_seconds]
         left_out[f"longer than {max_seconds:g} s"] += len(too_long)
-        rows = [row for row in rows if (row.get("seconds") or 0) <= max_seconds]
+        rows = [row for row in rows if not (row.get("seconds") or 0) > max_seconds]        # NaN is no length: measured below
     table = pd.DataFrame({"clip_id": [row["clip_id"] for row in rows], "path": [row["path"] for row in rows], "start": 0.0, "duration": 0.0,
                           "split": [row["split"] for row in rows], "captions": [row["captions"] for row in rows],
                           "labels": [[] for _ in rows]})

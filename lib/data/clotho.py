@@ -21,6 +21,9 @@ MD5 = {     # as published beside the files
     "clotho_audio_validation.7z": "7dba730be08bada48bd15dc4e668df59", "clotho_captions_validation.csv": "5879e023032b22a2c930aaa0528bead4",
     "clotho_audio_evaluation.7z": "4569624ccadf96223f19cb59fe4f849f", "clotho_captions_evaluation.csv": "1b16b9e57cf7bdb7f13a13802aeb57e2",
 }
+METADATA_MD5 = {"clotho_metadata_development.csv": "170d20935ecfdf161ce1bb154118cda5",
+                "clotho_metadata_validation.csv": "2e010427c56b1ce6008b0f03f41048ce",
+                "clotho_metadata_evaluation.csv": "13946f054d4e1bf48079813aac61bf77"}
 
 
 def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = None, workers: int = 0) -> Manifest:
@@ -30,12 +33,13 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
         data_root: folder with the captions' tables and the audio below it; None: where `python -m lib.data download clotho` puts it.
         seed: chooses the clips when `num_samples` is given.
     Returns:
-        Manifest with five captions a clip; info["expected"] are the published numbers of clips, info["left_out"] counts what is missing.
+        Manifest with five captions a clip; info["expected"] are the published numbers of clips and info["found"] those of the
+        tables (fewer: a warning), info["left_out"] counts what is missing.
     Raises:
         FileNotFoundError, ValueError: naming the folder or table and what was expected.
     """
     root = captioned.find("clotho", data_root)
-    files = captioned.Files(root, lambda folder: folder if folder in SPLITS else None, _key)
+    files = captioned.Files(root, lambda folder: folder if folder in SPLITS else None, captioned.plain)
     rows = []
     for part, (split, _) in SPLITS.items():
         table = files.table(f"clotho_captions_{part}.csv")
@@ -50,16 +54,19 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
                                 "lib.data download clotho`, or set data_root to the folder of Clotho v2.1")
     info = {"title": "Clotho v2.1", "source": "Drossos, Lipping, Virtanen, Clotho: an audio captioning dataset, 2020",
             "expected": {split: count for split, count in SPLITS.values()}}
-    return captioned.manifest("clotho", root, rows, Counter(), info, seed=seed, num_samples=num_samples, workers=workers)
+    return captioned.manifest("clotho", root, rows, Counter(), info, seed=seed, num_samples=num_samples, workers=workers,
+                              listed=Counter(row["split"] for row in rows))
 
 
-def _key(stem: str) -> str:
-    return stem.strip()      # some published names end in a blank, which some programs drop from the file's name
+def download(folder: Path | None = None, metadata: bool = False) -> Path:
+    """Fetch and unpack the published archives and tables (8 GB; resumable, MD5 verified). Returns the folder that `prepare` reads.
 
-
-def download(folder: Path | None = None) -> Path:
-    """Fetch and unpack the published archives and tables (8 GB; resumable, MD5 verified). Returns the folder that `prepare` reads."""
+    metadata: also the tables of each clip's FreeSound id, keywords, author and licence, which `prepare` does not need.
+    """
     folder = Path(folder or data_dir() / "clotho")
+    for table, md5 in METADATA_MD5.items() if metadata else ():
+        if not (folder / table).is_file():
+            transfer.fetch(URL + table, folder / table, md5=md5)
     for part in SPLITS:
         table, archive = f"clotho_captions_{part}.csv", f"clotho_audio_{part}.7z"
         if not (folder / table).is_file():

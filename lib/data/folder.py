@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from lib.data import health
+from lib.data.captioned import read_csv
 from lib.data.manifest import SPLITS, Manifest, sample
 from lib.media.audio import SUFFIXES
 
@@ -111,8 +112,7 @@ def _find_table(root: Path, captions: str | None) -> Path | None:
 
 def _read_table(file: Path, names: list[str]) -> tuple[dict[str, dict], int, bool]:
     """Rows by file name in the order of `names`, the number of table rows without a file, and whether it has labels."""
-    # Everything is text: a caption "NA" is a caption, and a file name 0012 keeps its zeros.
-    table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    table = read_csv(file, ())
     caption_columns = [c for c in table.columns if re.fullmatch(r"caption(_\d+)?", c)]
     if "file_name" not in table or not caption_columns:
         raise ValueError(f"{file}: needs the columns file_name and caption (or caption_1, caption_2, ...), "

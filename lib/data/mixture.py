@@ -14,13 +14,16 @@ from lib import data
 from lib.data.health import EXAMPLES
 from lib.data.manifest import Manifest
 
+ALIASES = {"clotho": "CLOTHO_v2.1", "audiocaps": "AUDIOCAPS", "wavcaps": "WavCaps"}
+
 
 def prepare(data_root: Path | None, *, names: list[str], seed: int = 0, num_samples: int | None = None, workers: int = 0,
             **options) -> Manifest:
     """The manifest of a mixture.
 
     Args:
-        data_root: folder that holds a folder for each data set, called by its name; None: each where it is by itself.
+        data_root: folder that holds a folder for each data set, called by its name or as aac-datasets calls it; None: each where it is
+            by itself.
         names: data sets.  seed, workers: as for `lib.data.prepare`.
         num_samples: at most this many clips before parts lose their val and test, the same number of each data set; None: all.
         options: each goes to the data sets that understand it.
@@ -31,7 +34,8 @@ def prepare(data_root: Path | None, *, names: list[str], seed: int = 0, num_samp
     parts = []
     for name in names:
         own = {key: value for key, value in options.items() if key in data.data_set_options(name)}
-        part = data.prepare(name, data_root=data_root and Path(data_root) / name, seed=seed, workers=workers,
+        folders = [Path(data_root) / folder for folder in (name, ALIASES.get(name, name))] if data_root else [None]
+        part = data.prepare(name, data_root=next((f for f in folders if f and f.is_dir()), folders[0]), seed=seed, workers=workers,
                             num_samples=num_samples and max(1, num_samples // len(names)), **own)
         parts.append(part)
     root = Path(os.path.commonpath([part.root for part in parts]))

@@ -144,7 +144,7 @@ def test_overlap_filter_on_the_published_list(tmp_path):
         data.prepare("wavcaps", data_root=root)
     (root / wavcaps.EXCLUDED).write_bytes((METADATA / wavcaps.EXCLUDED).read_bytes())
     manifest = data.prepare("wavcaps", data_root=root)
-    assert len(manifest) == 20 and manifest.info["left_out"] == {"in Clotho's evaluation split": 40} and manifest.info["excluded_ids"] == 3079
+    assert len(manifest) == 20 and manifest.info["left_out"] == {"on the list of excluded FreeSound ids": 40} and manifest.info["excluded_ids"] == 3079
     assert not {clip.partition("/")[2] for clip in manifest.table["clip_id"]} & set(listed)
     cleaned = tmp_path / "cleaned.csv"          # of its text row: a reader that guesses types gets numbers
     cleaned.write_text("sound_id\n" + "\n".join(listed) + "\n")
@@ -268,8 +268,8 @@ def test_wavcaps_download(tmp_path, monkeypatch):
     (tmp_path / "served" / "list.csv").write_text("sound_id\nNot found\n" + "\n".join(str(10**6 + i) for i in range(3079)))
     server, url = serve(tmp_path / "served")
 
-    def snapshot(hub, repo_type, allow_patterns, local_dir):
-        assert (hub, repo_type) == ("cvssp/WavCaps", "dataset")
+    def snapshot(hub, repo_type, revision, allow_patterns, local_dir):
+        assert (hub, repo_type, len(revision)) == ("cvssp/WavCaps", "dataset", 40)
         target = Path(local_dir) / "json_files" / "SoundBible"
         target.mkdir(parents=True)
         (target / "sb_final.json").write_bytes((tmp_path / "made/json_files/SoundBible/sb_final.json").read_bytes())
