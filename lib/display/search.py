@@ -22,10 +22,10 @@ from lib.display import clips
 from lib.display.style import CEILING, MODEL
 from lib.encoders.store import store
 from lib.encoders.text import normalise
+from lib.encoders.weights import weights_digest
 from lib.families import retrieval
 from lib.files import user_path
 from lib.media import audio
-from lib.training.checkpoint import weights_digest
 
 SECONDS = 10.0          # of a clip that are played
 NEAREST = 3             # captions shown for a recording

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoTokenizer, ClapAudioConfig, ClapAudioModelWithProjection, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig,
+    ClapAudioConfig, ClapAudioModelWithProjection, ClapConfig, ClapFeatureExtractor, ClapModel, ClapTextConfig,
     ClapTextModelWithProjection, PreTrainedTokenizerFast)
 from transformers.audio_utils import mel_filter_bank
 
@@ -276,10 +276,7 @@ class ClapText(nn.Module):
         positions = config.max_position_embeddings - config.pad_token_id - 1          # RoBERTa counts from behind the padding's number
         if max_tokens is not None and not 3 <= max_tokens <= positions:
             raise ValueError(f"max_tokens is {max_tokens}, the text tower of {folder} takes 3 to {positions}")
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):    # transformers would make an empty one
-            raise FileNotFoundError(f"{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected there; "
-                                    "copy or download it again")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = weights.read_tokenizer(folder)
         if len(tokenizer) > config.vocab_size or tokenizer.pad_token_id != config.pad_token_id:
             raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} entries and pads with {tokenizer.pad_token_id}, the text tower "
                              f"{config.vocab_size} and {config.pad_token_id}; its files and config.json must be of one checkpoint")

@@ -14,7 +14,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from tokenizers.processors import RobertaProcessing
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from lib.encoders import weights
 
@@ -108,16 +108,13 @@ class RobertaText(nn.Module):
             ValueError: naming the folder and what is missing or does not fit in it.
         """
         folder = weights.resolve(source)
-        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):       # transformers would make an empty one
-            raise FileNotFoundError(f"{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected there; "
-                                    "copy or download it again")
+        tokenizer = weights.read_tokenizer(folder)
         network, report = RobertaModel.from_pretrained(
             folder, add_pooling_layer=False, hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout,
             dtype=torch.float32, output_loading_info=True)
         missing = sorted(name for name in report["missing_keys"] if not name.endswith("position_ids"))
         if missing:             # transformers would go on with random numbers in their place
             raise ValueError(f"{folder}: {len(missing)} entries are missing in the weights, such as {missing[0]}; they are no whole RoBERTa")
-        tokenizer = AutoTokenizer.from_pretrained(folder)
         if len(tokenizer) > network.config.vocab_size:
             raise ValueError(f"{folder}: the tokenizer has {len(tokenizer)} entries, the network {network.config.vocab_size}; its files must "
                              "be of one checkpoint")

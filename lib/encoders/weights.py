@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lib.files import user_path
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from lib.files import sha256, user_path
 
 
 def resolve(source: str | Path) -> Path:
@@ -33,6 +35,19 @@ def resolve(source: str | Path) -> Path:
     except Exception as error:     # every hub client has errors of its own; the cause stays attached
         raise FileNotFoundError(f"weights {text!r} are neither a local path nor to be had from the hub ({type(error).__name__}: {error}); "
                                 "without a network, download the folder elsewhere and give its path") from error
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder in the published layout. FileNotFoundError: naming the folder, when it holds none."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):       # transformers would make an empty one
+        raise FileNotFoundError(f"{folder} holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, are expected there; "
+                                "copy or download it again")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def weights_digest(folder: Path) -> str:
+    """First 16 hexadecimal digits of the sha256 of a checkpoint's model.safetensors."""
+    return sha256(Path(folder) / "model.safetensors")[:16]
 
 
 def _snapshot(path: Path) -> Path:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,9 @@ from lib.encoders.dual import DualEncoder, initialise
 from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.store import encode_clips, encode_texts, store
 from lib.encoders.text import RobertaText, TextConfig
+from lib.encoders.weights import weights_digest
 from lib.evaluation.retrieval import retrieval_metrics
-from lib.files import sha256, user_path
+from lib.files import user_path, write_text
 from lib.glossary import ParameterError
 from lib.losses.contrastive import contrastive_loss, estimated_loss
 from lib.media.audio import AudioError
@@ -167,11 +168,16 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> tuple[DualEn
     Raises:
         FileNotFoundError, ValueError: naming the folder and what is wrong with it.
     """
+    config = configuration(folder)
+    return DualEncoder.from_pretrained(folder).to(device), config
+
+
+def configuration(folder: str | Path) -> RetrievalConfig:
+    """What the model in a checkpoint folder was trained with, without reading its weights. FileNotFoundError: naming the folder."""
     folder = user_path(folder)
     if not (folder / "training.json").is_file():
         raise FileNotFoundError(f"{folder} holds no training.json: it is no checkpoint of this family; train one with notebook 10")
-    config = RetrievalConfig.from_dict(json.loads((folder / "training.json").read_text())["config"] | {"data_root": None})
-    return DualEncoder.from_pretrained(folder).to(device), config
+    return RetrievalConfig.from_dict(json.loads((folder / "training.json").read_text())["config"] | {"data_root": None})
 
 
 class Retrieval:
@@ -323,7 +329,7 @@ class Teachers:
             leaked = set(trained.fit_splits) - set(config.fit_splits)
             if leaked and trained.dataset == config.dataset:
                 raise ParameterError(f"teachers: {folder} was trained on {sorted(leaked)} of {trained.dataset}, which this run keeps apart")
-            kept = store(model, manifest, captions, sha256(user_path(folder) / "model.safetensors"), seconds=trained.clip_seconds,
+            kept = store(model, manifest, captions, weights_digest(user_path(folder)), seconds=trained.clip_seconds,
                          batch_size=config.batch_size, workers=config.workers)
             if kept.unreadable:
                 clip, reason = next(iter(kept.unreadable.items()))
@@ -408,9 +414,6 @@ def _label_key(labels: list[str]) -> str:
     return "\x1f".join(sorted(labels))
 
 
-embed_texts = encode_texts
-
-
 def predict(checkpoint: str | Path, audio: str | Path, queries: str | Path, out: str | Path, device: torch.device | str = "cpu",
             workers: int = 0) -> Path:
     """Similarities of queries and audio files as the challenge's table (DCASE 2025 Task 6).
@@ -435,18 +438,13 @@ def predict(checkpoint: str | Path, audio: str | Path, queries: str | Path, out:
     lost = [name for name in columns if name not in place]
     if lost:
         warnings.warn(f"{len(lost)} of {len(columns)} files cannot be used and get the similarity -1, such as {lost[0]}", stacklevel=2)
-    out = user_path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    text = encode_texts(model, texts)
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["index", *columns])
-        for query, vector in zip(texts, text):
-            scores = (gallery @ vector).tolist()
-            table.writerow([query, *(f"{scores[place[name]]:.7g}" if name in place else "-1" for name in columns)])
-    os.replace(temporary, out)
-    return out
+    text = StringIO()
+    table = csv.writer(text)
+    table.writerow(["index", *columns])
+    for query, vector in zip(texts, encode_texts(model, texts)):
+        scores = (gallery @ vector).tolist()
+        table.writerow([query, *(f"{scores[place[name]]:.7g}" if name in place else "-1" for name in columns)])
+    return write_text(user_path(out), text.getvalue())
 
 
 def read_queries(path: Path) -> list[str]:

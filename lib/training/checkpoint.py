@@ -71,11 +71,6 @@ def load_state(folder: Path) -> dict:
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
 
 
-def weights_digest(folder: Path) -> str:
-    """First 16 hexadecimal digits of the sha256 of a checkpoint's model.safetensors."""
-    return sha256(Path(folder) / "model.safetensors")[:16]
-
-
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
