@@ -37,7 +37,7 @@ class RunConfig:
     start_learning_rate: float = 1e-7
     floor_learning_rate: float = 1e-7
     warmup_epochs: float = 1.0
-    decay_epochs: float = 15.0
+    decay_epochs: float | None = 15.0
     weight_decay: float = 0.0
     gradient_clip: float | None = None
     checkpoint_steps: int | None = None
@@ -80,6 +80,10 @@ class RunConfig:
     def to_dict(self) -> dict[str, object]:
         """JSON-able form; tuples become lists."""
         return json.loads(json.dumps(asdict(self), default=str))
+
+    def inputs(self) -> tuple[str, ...]:
+        """Digests of files that the parameters name and the result depends on (a parameter says where they lie, not what they hold)."""
+        return ()
 
     def digest(self) -> str:
         """12 hexadecimal digits that change with everything that changes the result (not with the place)."""

@@ -33,6 +33,7 @@ class Parameter:
         choices: the allowed strings; a choice ending in ":N" allows any whole number there.
         optional: None is allowed and means what `meaning` says.
         joined: several choices may be given as one text, joined by "+".
+        hub: the text is an existing path, or the id of a model on a hub (owner/name, modelscope:owner/name).
         local: the text may name a local file or folder, and is then read as a path; it may also be the name of something else.
     """
 
@@ -45,6 +46,7 @@ class Parameter:
     item: type = str
     local: bool = False
     joined: bool = False
+    hub: bool = False
 
     def describe(self) -> str:
         """What a value may be, in words (for error messages and tables)."""
@@ -81,8 +83,10 @@ class Parameter:
             path = user_path(value)
         except ValueError as error:
             return str(error)
-        if self.kind is Path and not os.path.exists(path):
-            return f"{str(value)!r} does not exist; give an existing path (relative paths start at {Path.cwd()})"
+        needed = self.kind is Path or self.hub and not re.fullmatch(r"(modelscope:)?[A-Za-z0-9][\w.-]*/[\w.-]+", str(value))
+        if needed and not os.path.exists(path):
+            return (f"{str(value)!r} does not exist; give an existing path" + (", or the id of a model on a hub" if self.hub else "")
+                    + f" (looked for {path.absolute()})")
         return None
 
     def resolve(self, value: object) -> object:
@@ -110,7 +114,7 @@ PARAMETERS: dict[str, Parameter] = {
     "device": Parameter(str, "where the model runs", choices=("auto", "cpu", "cuda", "cuda:N")),
     "devices": Parameter(int, "devices that train together (processes, on the CPU); batch_size is shared out to them", 1, 1024),
     "dataset": Parameter(str, "which data set, or a mixture such as clotho+audiocaps, whose first one gives val and test", joined=True,
-                         choices=("soundscapes", "esc50", "folder", "clotho", "audiocaps", "wavcaps")),
+                         choices=("soundscapes", "esc50", "folder", "clotho", "audiocaps", "wavcaps", "audioset")),
     "data_root": Parameter(Path, "folder of the data set; None: made or downloaded under the data folder", optional=True),
     "seed": Parameter(int, "seed of every random draw", 0, 2**31 - 1),
     "num_samples": Parameter(int, "use at most this many clips, shared over the splits; None: all", 1, optional=True),
@@ -131,7 +135,7 @@ PARAMETERS: dict[str, Parameter] = {
     "start_learning_rate": Parameter(float, "learning rate before the warm-up", 0, 1),
     "floor_learning_rate": Parameter(float, "learning rate after the decay", 0, 1),
     "warmup_epochs": Parameter(float, "epochs of linear warm-up", 0, 100_000),
-    "decay_epochs": Parameter(float, "epochs of cosine decay after the warm-up", 0, 100_000),
+    "decay_epochs": Parameter(float, "epochs of cosine decay after the warm-up; None: no decay", 0, 100_000, optional=True),
     "weight_decay": Parameter(float, "decoupled weight decay of AdamW", 0, 10),
     "gradient_clip": Parameter(float, "largest gradient norm; None: no clipping", 1e-9, 1e9, optional=True),
     "checkpoint_steps": Parameter(int, "optimiser steps between checkpoints inside an epoch; None: at epoch ends only", 1, optional=True),
@@ -183,7 +187,41 @@ PARAMETERS: dict[str, Parameter] = {
     "gain_db": Parameter(float, "augmentation: random gain within +- this many dB", 0, 60),
     "shift": Parameter(bool, "augmentation: random circular shift in time (not for data with an order of events)"),
     "mix": Parameter(float, "augmentation: probability that a clip is mixed with another one of its batch", 0, 1),
-    "checkpoint": Parameter(Path, "folder of a trained model; None: the one of notebook 10 in this report", optional=True),
+    "checkpoint": Parameter(str, "a trained audio-text model: its folder, or a CLAP's id on a hub (modelscope:owner/name); None: the model of "
+                            "notebook 10 in this report", optional=True, local=True, hub=True),
+    # hyperbolic CLAP
+    "parquet_dir": Parameter(Path, "AudioSet: a folder of parquet shards, instead of dataset and data_root", optional=True),
+    "train_ratio": Parameter(float, "AudioSet: share of the training shards' clips that is trained on; the rest is validation", 0.01, 0.99),
+    "class_labels": Parameter(Path, "AudioSet: class table, CSV or JSON; None: beside the shards", optional=True),
+    "ontology": Parameter(Path, "AudioSet's ontology.json; None: beside the shards, if it is there", optional=True),
+    "array_sample_rate": Parameter(int, "AudioSet: Hz of audio that is stored as a bare array; None: such rows cannot be read", 1000, 768_000,
+                                   optional=True),
+    "encoding_batch": Parameter(int, "clips that the frozen model encodes together", 1, 4096),
+    "geometry": Parameter(str, "space of the embeddings: the Poincare ball, the Lorentz sheet, or a control without curvature; published: the "
+                               "original code's formula", choices=("poincare", "lorentz", "euclidean", "cosine", "published")),
+    "c": Parameter(float, "curvature is -c: a larger c is a more curved, smaller ball (in evaluation None: the checkpoint's)", 1e-4, 100, optional=True),
+    "train_c": Parameter(bool, "learn the curvature, within a factor of 10"),
+    "temperature": Parameter(float, "distances are divided by it (in evaluation None: the checkpoint's)", 1e-3, 1000, optional=True),
+    "train_temperature": Parameter(bool, "learn the temperature, above 0.01"),
+    "maps": Parameter(str, "one linear map for audio and text, or one each", choices=("shared", "separate")),
+    "train_scales": Parameter(bool, "learn a factor of at most 1 on the tangent vectors of audio and of text"),
+    "max_radius": Parameter(float, "longest tangent vector, in units of 1/sqrt(c); None: no limit", 0.01, 100, optional=True),
+    "tagging_loss": Parameter(str, "batch: against the labels of the batch; softmax, sum: against all classes", choices=("batch", "softmax", "sum")),
+    "label_choice": Parameter(str, "which of a clip's labels is its text in a batch: drawn anew each epoch, or the first",
+                              choices=("random", "first")),
+    "entailment_weight": Parameter(float, "weight of the entailment cones: parent above class above clip", 0, 100),
+    "monitor": Parameter(str, "validation metric that chooses the checkpoint", choices=("mAP samples", "mAP macro", "acc@1", "loss")),
+    "seeds": Parameter(list, "seeds of repeated trainings", 0, 2**31 - 1, item=int),
+    "arms": Parameter(list, "models that are trained: hyperbolic (the parameters as they are), cones (with entailment_weight), seed (the original "
+                            "project's loss and fixed temperature)", choices=("hyperbolic", "cones", "seed")),
+    "controls": Parameter(list, "what they are judged by: the frozen model, the same map with cosine or Euclidean distance, rankers that hear "
+                                "nothing", choices=("frozen", "cosine", "euclidean", "constant", "frequency")),
+    "projection_checkpoint": Parameter(Path, "trained projection: folder, or .pth of the original project; None: notebook 20's", optional=True),
+    "use_hyperbolic": Parameter(bool, "score the projection; otherwise the frozen model's cosine alone"),
+    "top_k": Parameter(int, "classes that are written for each clip", 1, 1000),
+    "output_dir": Parameter(str, "folder for the original project's checkpoint files; None: none are written", optional=True, local=True),
+    "output_json": Parameter(str, "result in the original project's form; None: in the report folder", optional=True, local=True),
+    "compare_files": Parameter(list, "two result files in the original project's form, to be compared; []: those of this run"),
     "split": Parameter(str, "which split is scored", choices=("test", "val")),
     "compare_with": Parameter(Path, "folder of a second trained model, whose answers stand beside the first one's; None: none", optional=True),
     "queries": Parameter(list, "texts that a gallery of clips is searched for"),

@@ -170,7 +170,7 @@ def batches(dataset: ClipDataset, batch_size: int, *, epoch: int = 0, seed: int 
     dataset.skipped = frozenset(skipped)
     order = dataset.order(epoch, seed, shuffle)
     groups = [[(epoch, int(i)) for i in order[begin:end][distributed.share(end - begin)]]
-              for begin, end in _bounds(len(order), batch_size, drop_last)[first_batch:]]
+              for begin, end in bounds(len(order), batch_size, drop_last)[first_batch:]]
     # one worker thread each: the main process owns the cores
     start = _one_thread if workers else None
     return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate, worker_init_fn=start,
@@ -179,22 +179,22 @@ def batches(dataset: ClipDataset, batch_size: int, *, epoch: int = 0, seed: int 
 
 def count_batches(dataset: ClipDataset, batch_size: int, drop_last: bool = False) -> int:
     """Number of batches of an epoch."""
-    return len(_bounds(len(dataset), batch_size, drop_last))
+    return len(bounds(len(dataset), batch_size, drop_last))
 
 
-def _bounds(rows: int, batch_size: int, drop_last: bool) -> list[tuple[int, int]]:
+def bounds(rows: int, batch_size: int, drop_last: bool = False) -> list[tuple[int, int]]:
     """Where each batch begins and ends. A last batch that would hold less than an eighth joins the one before: contrasts among a
     handful of rows are mostly noise, and every process needs a row."""
     full, rest = divmod(rows, batch_size)
-    bounds = [(k * batch_size, (k + 1) * batch_size) for k in range(full)]
+    found = [(k * batch_size, (k + 1) * batch_size) for k in range(full)]
     if rest and not drop_last:
-        if bounds and rest < max(batch_size // 8, distributed.world()):
-            bounds[-1] = (bounds[-1][0], rows)
+        if found and rest < max(batch_size // 8, distributed.world()):
+            found[-1] = (found[-1][0], rows)
         else:
-            bounds.append((full * batch_size, rows))
-    if bounds and bounds[-1][1] - bounds[-1][0] < distributed.world():
+            found.append((full * batch_size, rows))
+    if found and found[-1][1] - found[-1][0] < distributed.world():
         raise ValueError(f"{rows} rows in batches of {batch_size} cannot be shared by {distributed.world()} processes: lower devices")
-    return bounds
+    return found
 
 
 def _one_thread(worker: int) -> None:

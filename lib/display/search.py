@@ -113,7 +113,7 @@ class Searcher:
             raise ValueError(f"the gallery holds {len(gallery)} clips of {gallery.name!r} and no caption; choose another split")
         self.model, self.trained = retrieval.load(folder, device)
         self.digest = weights_digest(user_path(folder))
-        kept = store(self.model, gallery, captions, self.digest, seconds=self.trained.clip_seconds,
+        kept = store(lambda: self.model, gallery, captions, self.digest, seconds=self.trained.clip_seconds,
                      batch_size=self.trained.batch_size, workers=workers)
         readable = [i for i, clip in enumerate(gallery.table["clip_id"]) if clip not in kept.unreadable]
         if not readable:

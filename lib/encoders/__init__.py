@@ -22,7 +22,10 @@ def load(folder: str | Path):
     from lib.encoders.weights import resolve
     from lib.files import read_json
     folder = resolve(folder)
-    if (read_json(folder / "config.json") or {}).get("model_type") == "clap":
+    config = read_json(folder / "config.json") or {}
+    if config.get("model_type") == "workbook-hyperbolic":         # the towers beneath its projection
+        return load(config["backbone"])
+    if config.get("model_type") == "clap":
         from lib.encoders.clap import load_clap
         return load_clap(folder)
     return DualEncoder.from_pretrained(folder)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib import distributed
 from lib.data.loading import ClipDataset, batches, count_batches
@@ -75,12 +75,13 @@ class Store:
     unreadable: dict[str, str]
 
 
-def store(model, manifest: Manifest, texts: Sequence[str], weights: str, *, seconds: float, batch_size: int = 32,
+def store(model: Callable[[], nn.Module], manifest: Manifest, texts: Sequence[str], weights: str, *, seconds: float, batch_size: int = 32,
           workers: int = 0) -> Store:
     """The embeddings of every clip and text, read where they are at hand, otherwise encoded.
 
     Args:
-        model: a frozen model as `lib.encoders.load` returns it, in evaluation mode.  weights: digest of its weights.
+        model: gives a frozen model as `lib.encoders.load` returns it, in evaluation mode; called only where something has to be encoded.
+        weights: digest of its weights.
         manifest: N clips.  texts: captions or prompts.  seconds: window from each clip's start.
     """
     texts = sorted(set(texts))
@@ -90,7 +91,7 @@ def store(model, manifest: Manifest, texts: Sequence[str], weights: str, *, seco
     with alone(folder / ".lock", f"embeddings {folder.name}") if first else nullcontext():
         state = distributed.gather_list([[_state(folder, batch_size)]] if first else [])[0][0]   # what the first process found holds for all
         if not state["complete"]:
-            _encode(model, manifest, texts, folder, state, seconds, batch_size, workers)
+            _encode(model(), manifest, texts, folder, state, seconds, batch_size, workers)
     done = read_json(folder / DONE)
     return Store(folder, np.load(folder / "audio.npy", mmap_mode="r"), np.load(folder / "text.npy", mmap_mode="r"),
                  {text: i for i, text in enumerate(texts)}, done["unreadable"])

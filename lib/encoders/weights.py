@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lib.files import sha256, user_path
+from lib.files import digest, sha256, user_path
 
 
 def resolve(source: str | Path) -> Path:
@@ -46,8 +46,23 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def weights_digest(folder: Path) -> str:
-    """First 16 hexadecimal digits of the sha256 of a checkpoint's model.safetensors."""
-    return sha256(Path(folder) / "model.safetensors")[:16]
+    """First 16 hexadecimal digits of the sha256 of a checkpoint's weights (of several files: of their digests).
+
+    FileNotFoundError: naming the folder, where it holds none of the published names.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin is expected there")
+    digests = [sha256(file) for file in files]
+    return (digests[0] if len(digests) == 1 else digest(*digests))[:16]
+
+
+def model_digest(folder: Path) -> str:
+    """16 hexadecimal digits over all that decides a model's embeddings: weights, sizes, front end and tokenizer."""
+    folder = Path(folder)
+    said = [folder / name for name in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "vocab.json", "merges.txt")]
+    return digest(weights_digest(folder), *(part for file in said if file.is_file() for part in (file.name, file.read_bytes())))
 
 
 def _snapshot(path: Path) -> Path:

@@ -329,7 +329,7 @@ class Teachers:
             leaked = set(trained.fit_splits) - set(config.fit_splits)
             if leaked and trained.dataset == config.dataset:
                 raise ParameterError(f"teachers: {folder} was trained on {sorted(leaked)} of {trained.dataset}, which this run keeps apart")
-            kept = store(model, manifest, captions, weights_digest(user_path(folder)), seconds=trained.clip_seconds,
+            kept = store(lambda: model, manifest, captions, weights_digest(user_path(folder)), seconds=trained.clip_seconds,
                          batch_size=config.batch_size, workers=config.workers)
             if kept.unreadable:
                 clip, reason = next(iter(kept.unreadable.items()))

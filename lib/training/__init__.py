@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from lib.data.manifest import Manifest
 
 FINISHED = "finished.json"
-FAMILIES = {"retrieval": "Retrieval"}
+FAMILIES = {"retrieval": "Retrieval", "hyperbolic": "Hyperbolic"}
 # sources that decide what a run computes; their digest is part of the run's name
-SOURCES = ("randomness.py", "distributed.py", "config.py", "files.py", "data", "media", "audio", "encoders", "losses", "evaluation", "training")
+SOURCES = ("randomness.py", "distributed.py", "config.py", "files.py", "data", "media", "audio", "encoders", "geometry", "losses", "evaluation",
+           "training")
 
 
 def family_class(name: str):
@@ -46,8 +47,8 @@ def source_digest(family: str) -> str:
 
 
 def run_folder(family: str, config: RunConfig, manifest: Manifest) -> Path:
-    """Where a run lives: named by family, data set and a digest of configuration, data and code, so that the same call finds it again."""
-    identity = json.dumps([config.digest(), manifest.fingerprint, source_digest(family)])
+    """Where a run lives: named by family, data set and a digest of configuration, what it names, data and code, so that the same call finds it again."""
+    identity = json.dumps([config.digest(), manifest.fingerprint, source_digest(family), *config.inputs()])
     return settings.runs_dir() / f"{family}-{config.dataset}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 

@@ -43,7 +43,7 @@ def manifest(tmp_path, monkeypatch):
 
 
 def kept(model, manifest, texts=("one", "two", "one"), **changes):
-    return store(model, manifest, texts, "digest", **{"seconds": 2.0, "batch_size": 4} | changes)
+    return store(lambda: model, manifest, texts, "digest", **{"seconds": 2.0, "batch_size": 4} | changes)
 
 
 def test_rows_are_the_clips_and_texts_and_are_read_the_second_time(manifest):
@@ -62,7 +62,7 @@ def test_rows_are_the_clips_and_texts_and_are_read_the_second_time(manifest):
 @pytest.mark.parametrize("change", ["weights", "seconds", "texts", "clips"])
 def test_what_the_numbers_depend_on_makes_another_store(manifest, change):
     first = kept(Counting(), manifest).folder
-    other = {"weights": lambda: store(Counting(), manifest, ["one", "two"], "another", seconds=2.0, batch_size=4),
+    other = {"weights": lambda: store(Counting, manifest, ["one", "two"], "another", seconds=2.0, batch_size=4),
              "seconds": lambda: kept(Counting(), manifest, seconds=1.0), "texts": lambda: kept(Counting(), manifest, ["one"]),
              "clips": lambda: kept(Counting(), manifest.select(rows=np.arange(10)))}[change]()
     assert other.folder != first

@@ -1,0 +1,215 @@
+"""How the classes of a data set lie under each other: a directed acyclic graph, general above specific.
+
+Nodes are indices; a class may have several parents (AudioSet) and an inner node may be a class itself. There is no root: what
+needs one (`with_root`) adds a virtual one above the top nodes. Depth counts the fewest edges from the top, top nodes have depth 1
+and the virtual root 0.
+"""
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lib.data.manifest import Manifest
+from lib.files import user_path
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """A graph of classes, checked on construction.
+
+    Args:
+        nodes: names, unique.
+        parents: of each node the indices of its direct parents; () for a top node.
+        classes: node of each class of the data set, in the order of the manifest's classes.
+        phrases: what each node is called in a prompt; (): its name.
+    Raises:
+        ValueError: naming the node that has an unknown parent, is there twice or is its own ancestor.
+    """
+
+    nodes: tuple[str, ...]
+    parents: tuple[tuple[int, ...], ...]
+    classes: tuple[int, ...]
+    phrases: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        twice = sorted({name for name in self.nodes if self.nodes.count(name) > 1})
+        if twice:
+            raise ValueError(f"taxonomy: node {twice[0]!r} is there twice")
+        if len(self.parents) != len(self.nodes) or self.phrases and len(self.phrases) != len(self.nodes):
+            raise ValueError(f"taxonomy: {len(self.nodes)} nodes with {len(self.parents)} lists of parents and {len(self.phrases)} phrases")
+        for name, above in zip(self.nodes, self.parents):
+            if any(not 0 <= p < len(self.nodes) for p in above):
+                raise ValueError(f"taxonomy: node {name!r} has a parent that is no node: {above}")
+        if not 0 <= min(self.classes, default=0) <= max(self.classes, default=0) < max(1, len(self.nodes)):
+            raise ValueError("taxonomy: a class is no node")
+        if (self.depth < 0).any():
+            raise ValueError(f"taxonomy: node {self.nodes[int(np.argmin(self.depth))]!r} is its own ancestor, or lies under one that is")
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """(n,) int: fewest edges to a virtual root, 1 for top nodes; -1 for a node that no top node reaches."""
+        below = [[] for _ in self.nodes]
+        for child, above in enumerate(self.parents):
+            for parent in above:
+                below[parent].append(child)
+        depth, waiting = np.full(len(self.nodes), -1), deque(i for i, above in enumerate(self.parents) if not above)
+        depth[list(waiting)] = 1
+        unresolved = [len(above) for above in self.parents]       # a node on a circle keeps one for ever
+        order = deque(waiting)
+        while order:
+            for child in below[node := order.popleft()]:
+                depth[child] = depth[node] + 1 if depth[child] < 0 else min(depth[child], depth[node] + 1)
+                unresolved[child] -= 1
+                if not unresolved[child]:
+                    order.append(child)
+        depth[[i for i, left in enumerate(unresolved) if left]] = -1
+        return depth
+
+    @cached_property
+    def ancestors(self) -> np.ndarray:
+        """(n, n) bool: [i, j] says that j is i itself or lies above i."""
+        reach = np.eye(len(self.nodes), dtype=bool)
+        for node in np.argsort([self._longest[i] for i in range(len(self.nodes))], kind="stable"):
+            for parent in self.parents[node]:
+                reach[node] |= reach[parent]
+        return reach
+
+    @cached_property
+    def _longest(self) -> list[int]:
+        """Most edges from the top: parents come before their children in this order."""
+        longest: dict[int, int] = {}
+        stack = list(range(len(self.nodes)))
+        while stack:
+            node = stack[-1]
+            missing = [p for p in self.parents[node] if p not in longest]
+            if missing:
+                stack += missing
+            else:
+                longest[node] = 1 + max((longest[p] for p in self.parents[node]), default=0)
+                stack.pop()
+        return [longest[i] for i in range(len(self.nodes))]
+
+    @cached_property
+    def edges(self) -> np.ndarray:
+        """(E, 2) int: direct (parent, child) pairs."""
+        return np.array([(p, i) for i, above in enumerate(self.parents) for p in above], dtype=np.int64).reshape(-1, 2)
+
+    @cached_property
+    def closure(self) -> np.ndarray:
+        """(P, 2) int: all (ancestor, descendant) pairs, a node with itself not among them."""
+        child, parent = np.nonzero(self.ancestors & ~np.eye(len(self.nodes), dtype=bool))
+        return np.stack([parent, child], axis=1)
+
+    def phrase(self, node: int) -> str:
+        """What a node is called in a prompt."""
+        return self.phrases[node] if self.phrases else self.nodes[node]
+
+    def with_root(self, name: str = "sound") -> "Taxonomy":
+        """The same with a virtual root above the top nodes, as the last node."""
+        root = len(self.nodes)
+        parents = tuple(above or (root,) for above in self.parents) + ((),)
+        return Taxonomy((*self.nodes, name), parents, self.classes, (*self.phrases, name) if self.phrases else ())
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Taxonomy | None":
+        """The taxonomy of a manifest: info["ontology"] (nodes, parents, classes), or info["taxonomy"] {class: [coarsest, ..., finest]}.
+
+        None where the data set has none.
+        """
+        stored = manifest.info.get("ontology")
+        if stored:
+            return cls(tuple(stored["nodes"]), tuple(map(tuple, stored["parents"])), tuple(stored["classes"]), tuple(stored.get("phrases", ())))
+        paths = manifest.info.get("taxonomy")
+        if not paths:
+            return None
+        phrases = manifest.info.get("phrases", {})
+        nodes, parents, said = list(manifest.classes), [()] * len(manifest.classes), [phrases.get(c, c) for c in manifest.classes]
+        for number, name in enumerate(manifest.classes):
+            above: tuple[int, ...] = ()
+            for group in paths[name]:
+                if group not in nodes:
+                    nodes.append(group)
+                    parents.append(above)
+                    said.append(group.replace("_", " "))
+                above = (nodes.index(group),)
+            parents[number] = above
+        return cls(tuple(nodes), tuple(parents), tuple(range(len(manifest.classes))), tuple(said))
+
+    def to_info(self) -> dict:
+        """What `of` reads from a manifest's info["ontology"]."""
+        return {"nodes": list(self.nodes), "parents": [list(p) for p in self.parents], "classes": list(self.classes), "phrases": list(self.phrases)}
+
+
+def class_table(path: str | Path) -> list[tuple[str, str]]:
+    """AudioSet's classes from its table.
+
+    Args:
+        path: CSV with the columns index, mid, display_name, or JSON {display_name: index} (then without MIDs).
+    Returns:
+        (mid or "", display name) in the order of the indices.
+    Raises:
+        FileNotFoundError, ValueError: naming the file, what is wrong with it and how it should be.
+    """
+    path = user_path(path).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"class table {path} is not there; give AudioSet's class_labels_indices.csv, or a JSON file {{name: index}}")
+    try:
+        if path.suffix.lower() == ".json":
+            rows = [(int(index), "", name) for name, index in json.loads(path.read_text(encoding="utf-8-sig")).items()]
+        else:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                rows = [(int(row["index"]), row["mid"].strip(), row["display_name"].strip()) for row in csv.DictReader(file)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a class table ({error!r}); it needs the columns index, mid, display_name, or to be a JSON file "
+                         "{name: index}") from error
+    rows.sort()
+    if not rows or [index for index, *_ in rows] != list(range(len(rows))):
+        raise ValueError(f"{path}: the indices must be 0 to {max(len(rows) - 1, 0)}, each once")
+    names = [name.casefold() for *_, name in rows]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or "" in names:
+        raise ValueError(f"{path}: " + (f"the name {twice[0]!r} is there twice" if twice else "a class has no name"))
+    return [(mid, name) for _, mid, name in rows]
+
+
+def read_ontology(path: str | Path, classes: list[tuple[str, str]] | None = None) -> Taxonomy:
+    """AudioSet's ontology.json as a taxonomy.
+
+    Args:
+        path: the published list of {"id", "name", "child_ids", ...}.
+        classes: of `class_table`, matched by MID, or by name where the table has none; None: every node is a class.
+    Raises:
+        FileNotFoundError, ValueError: naming the file and the class or node that is missing.
+    """
+    path = user_path(path).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"ontology {path} is not there; give AudioSet's ontology.json")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        number = {entry["id"]: i for i, entry in enumerate(entries)}
+        names = [entry["name"] for entry in entries]
+        parents: list[list[int]] = [[] for _ in entries]
+        for i, entry in enumerate(entries):
+            for child in entry["child_ids"]:
+                parents[number[child]].append(i)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not AudioSet's ontology ({error!r}); it is a list of nodes with id, name and child_ids") from error
+    by_name = {name.casefold(): i for i, name in enumerate(names)}
+    chosen = []
+    for mid, name in classes if classes is not None else [(entry["id"], "") for entry in entries]:
+        node = number.get(mid, by_name.get(name.casefold()))
+        if node is None:
+            raise ValueError(f"{path}: class {name!r} ({mid or 'no MID'}) is not in the ontology; use the class table that belongs to it")
+        if name:
+            names[node] = name
+        chosen.append(node)
+    return Taxonomy(tuple(names), tuple(map(tuple, parents)), tuple(chosen))
