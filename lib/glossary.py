@@ -211,7 +211,7 @@ PARAMETERS: dict[str, Parameter] = {
                               choices=("random", "first")),
     "entailment_weight": Parameter(float, "weight of the entailment cones: parent above class above clip", 0, 100),
     "monitor": Parameter(str, "validation metric that chooses the checkpoint", choices=("mAP samples", "mAP macro", "acc@1", "loss")),
-    "seeds": Parameter(list, "seeds of repeated trainings", 0, 2**31 - 1, item=int),
+    "repeats": Parameter(int, "trainings of each model, with the seeds seed, seed + 1, ...", 1, 1000),
     "arms": Parameter(list, "models that are trained: hyperbolic (the parameters as they are), cones (with entailment_weight), seed (the original "
                             "project's loss and fixed temperature)", choices=("hyperbolic", "cones", "seed")),
     "controls": Parameter(list, "what they are judged by: the frozen model, the same map with cosine or Euclidean distance, rankers that hear "

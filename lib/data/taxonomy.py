@@ -1,16 +1,17 @@
 """How the classes of a data set lie under each other: a directed acyclic graph, general above specific.
 
 Nodes are indices; a class may have several parents (AudioSet) and an inner node may be a class itself. There is no root: what
-needs one (`with_root`) adds a virtual one above the top nodes. Depth counts the fewest edges from the top, top nodes have depth 1
-and the virtual root 0.
+needs one (`with_root`) adds a virtual one above the top nodes. Depth counts the fewest edges from the virtual root, whether it is
+added or not: 0 for itself, 1 for top nodes.
 """
 from __future__ import annotations
 
 import csv
 import json
-from collections import deque
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -28,75 +29,62 @@ class Taxonomy:
         parents: of each node the indices of its direct parents; () for a top node.
         classes: node of each class of the data set, in the order of the manifest's classes.
         phrases: what each node is called in a prompt; (): its name.
+        rooted: the last node is a virtual root, which is no class and lies above all others.
     Raises:
-        ValueError: naming the node that has an unknown parent, is there twice or is its own ancestor.
+        ValueError: naming the node that has an unknown parent, is there twice or is its own ancestor, and the class that is no node.
     """
 
     nodes: tuple[str, ...]
     parents: tuple[tuple[int, ...], ...]
     classes: tuple[int, ...]
     phrases: tuple[str, ...] = ()
+    rooted: bool = False
 
     def __post_init__(self):
-        twice = sorted({name for name in self.nodes if self.nodes.count(name) > 1})
+        count = len(self.nodes)
+        twice = [name for name, times in Counter(self.nodes).items() if times > 1]
         if twice:
             raise ValueError(f"taxonomy: node {twice[0]!r} is there twice")
-        if len(self.parents) != len(self.nodes) or self.phrases and len(self.phrases) != len(self.nodes):
-            raise ValueError(f"taxonomy: {len(self.nodes)} nodes with {len(self.parents)} lists of parents and {len(self.phrases)} phrases")
+        if len(self.parents) != count or self.phrases and len(self.phrases) != count:
+            raise ValueError(f"taxonomy: {count} nodes with {len(self.parents)} lists of parents and {len(self.phrases)} phrases")
         for name, above in zip(self.nodes, self.parents):
-            if any(not 0 <= p < len(self.nodes) for p in above):
-                raise ValueError(f"taxonomy: node {name!r} has a parent that is no node: {above}")
-        if not 0 <= min(self.classes, default=0) <= max(self.classes, default=0) < max(1, len(self.nodes)):
-            raise ValueError("taxonomy: a class is no node")
-        if (self.depth < 0).any():
-            raise ValueError(f"taxonomy: node {self.nodes[int(np.argmin(self.depth))]!r} is its own ancestor, or lies under one that is")
+            if any(not 0 <= p < count for p in above) or len(set(above)) < len(above):
+                raise ValueError(f"taxonomy: the parents of node {name!r} must be different nodes below {count}, got {above}")
+        for number, node in enumerate(self.classes):
+            if not 0 <= node < count - self.rooted or self.classes.index(node) < number:
+                raise ValueError(f"taxonomy: class {number} is node {node}; it must be a node of its own below {count - self.rooted}")
+        if self.rooted and [i for i, above in enumerate(self.parents) if not above] != [count - 1]:
+            raise ValueError("taxonomy: the last node of a rooted taxonomy is the only one without parents")
+        self._order  # finds circles
 
     def __len__(self) -> int:
         return len(self.nodes)
 
     @cached_property
+    def _order(self) -> list[int]:
+        """Nodes, parents before their children."""
+        try:
+            return list(TopologicalSorter(dict(enumerate(self.parents))).static_order())
+        except CycleError as error:
+            circle = " > ".join(repr(self.nodes[i]) for i in error.args[1])
+            raise ValueError(f"taxonomy: a node is its own ancestor: {circle}") from error
+
+    @cached_property
     def depth(self) -> np.ndarray:
-        """(n,) int: fewest edges to a virtual root, 1 for top nodes; -1 for a node that no top node reaches."""
-        below = [[] for _ in self.nodes]
-        for child, above in enumerate(self.parents):
-            for parent in above:
-                below[parent].append(child)
-        depth, waiting = np.full(len(self.nodes), -1), deque(i for i, above in enumerate(self.parents) if not above)
-        depth[list(waiting)] = 1
-        unresolved = [len(above) for above in self.parents]       # a node on a circle keeps one for ever
-        order = deque(waiting)
-        while order:
-            for child in below[node := order.popleft()]:
-                depth[child] = depth[node] + 1 if depth[child] < 0 else min(depth[child], depth[node] + 1)
-                unresolved[child] -= 1
-                if not unresolved[child]:
-                    order.append(child)
-        depth[[i for i, left in enumerate(unresolved) if left]] = -1
+        """(n,) int: fewest edges to the virtual root: 0 for itself, 1 for top nodes."""
+        depth = np.zeros(len(self.nodes), dtype=np.int64)
+        for node in self._order:
+            depth[node] = 1 + min((depth[p] for p in self.parents[node]), default=-1 if self.rooted else 0)
         return depth
 
     @cached_property
     def ancestors(self) -> np.ndarray:
         """(n, n) bool: [i, j] says that j is i itself or lies above i."""
         reach = np.eye(len(self.nodes), dtype=bool)
-        for node in np.argsort([self._longest[i] for i in range(len(self.nodes))], kind="stable"):
+        for node in self._order:
             for parent in self.parents[node]:
                 reach[node] |= reach[parent]
         return reach
-
-    @cached_property
-    def _longest(self) -> list[int]:
-        """Most edges from the top: parents come before their children in this order."""
-        longest: dict[int, int] = {}
-        stack = list(range(len(self.nodes)))
-        while stack:
-            node = stack[-1]
-            missing = [p for p in self.parents[node] if p not in longest]
-            if missing:
-                stack += missing
-            else:
-                longest[node] = 1 + max((longest[p] for p in self.parents[node]), default=0)
-                stack.pop()
-        return [longest[i] for i in range(len(self.nodes))]
 
     @cached_property
     def edges(self) -> np.ndarray:
@@ -114,16 +102,19 @@ class Taxonomy:
         return self.phrases[node] if self.phrases else self.nodes[node]
 
     def with_root(self, name: str = "sound") -> "Taxonomy":
-        """The same with a virtual root above the top nodes, as the last node."""
+        """The same with a virtual root (depth 0) above the top nodes, as the last node; depths, classes and indices stay."""
         root = len(self.nodes)
         parents = tuple(above or (root,) for above in self.parents) + ((),)
-        return Taxonomy((*self.nodes, name), parents, self.classes, (*self.phrases, name) if self.phrases else ())
+        return Taxonomy((*self.nodes, name), parents, self.classes, (*self.phrases, name) if self.phrases else (), rooted=True)
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Taxonomy | None":
         """The taxonomy of a manifest: info["ontology"] (nodes, parents, classes), or info["taxonomy"] {class: [coarsest, ..., finest]}.
 
         None where the data set has none.
+
+        Raises:
+            ValueError: a class without a path, or a group that lies under two others.
         """
         stored = manifest.info.get("ontology")
         if stored:
@@ -131,18 +122,19 @@ class Taxonomy:
         paths = manifest.info.get("taxonomy")
         if not paths:
             return None
-        phrases = manifest.info.get("phrases", {})
-        nodes, parents, said = list(manifest.classes), [()] * len(manifest.classes), [phrases.get(c, c) for c in manifest.classes]
-        for number, name in enumerate(manifest.classes):
-            above: tuple[int, ...] = ()
-            for group in paths[name]:
-                if group not in nodes:
-                    nodes.append(group)
-                    parents.append(above)
-                    said.append(group.replace("_", " "))
-                above = (nodes.index(group),)
-            parents[number] = above
-        return cls(tuple(nodes), tuple(parents), tuple(range(len(manifest.classes))), tuple(said))
+        phrases, classes = manifest.info.get("phrases", {}), manifest.classes
+        above: dict[str, str | None] = {}
+        for name in classes:
+            if name not in paths:
+                raise ValueError(f"manifest {manifest.name}: class {name!r} has no path in info['taxonomy']; add it ([] for a top class)")
+            for parent, node in zip([None, *paths[name]], [*paths[name], name]):
+                if above.setdefault(node, parent) != parent:
+                    raise ValueError(f"manifest {manifest.name}: {node!r} lies under {above[node]!r} and under {parent!r} in "
+                                     "info['taxonomy']; give the two different names, or store a graph as info['ontology']")
+        nodes = [*classes, *(name for name in above if name not in classes)]
+        index = {name: i for i, name in enumerate(nodes)}
+        parents = tuple(() if above[name] is None else (index[above[name]],) for name in nodes)
+        return cls(tuple(nodes), parents, tuple(range(len(classes))), tuple(phrases.get(name, name.replace("_", " ")) for name in nodes))
 
     def to_info(self) -> dict:
         """What `of` reads from a manifest's info["ontology"]."""
@@ -167,11 +159,11 @@ def class_table(path: str | Path) -> list[tuple[str, str]]:
             rows = [(int(index), "", name) for name, index in json.loads(path.read_text(encoding="utf-8-sig")).items()]
         else:
             with open(path, newline="", encoding="utf-8-sig") as file:
-                rows = [(int(row["index"]), row["mid"].strip(), row["display_name"].strip()) for row in csv.DictReader(file)]
+                rows = [(int(row["index"]), row["mid"].strip(), row["display_name"]) for row in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a class table ({error!r}); it needs the columns index, mid, display_name, or to be a JSON file "
                          "{name: index}") from error
-    rows.sort()
+    rows = sorted((index, mid, name.strip()) for index, mid, name in rows)
     if not rows or [index for index, *_ in rows] != list(range(len(rows))):
         raise ValueError(f"{path}: the indices must be 0 to {max(len(rows) - 1, 0)}, each once")
     names = [name.casefold() for *_, name in rows]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +40,7 @@ from lib.losses.tagging import class_loss
 
 MODEL_TYPE = "workbook-hyperbolic"
 BALL = ("poincare", "lorentz")          # geometries in which radius means generality
+FLAT_TEMPERATURE = 0.07                 # where the temperature of a control starts, as in CLAP
 LARGEST_SCALE = 100.0                   # of a trained temperature, as in CLIP and MERU
 PUBLISHED_RADIUS = 0.9                  # where the original code clips points, whatever the curvature
 SEED_KEYS = ("epoch", "projection_state_dict", "optimizer_state_dict", "train_loss", "val_loss", "c", "temperature", "embed_dim")
@@ -106,6 +107,23 @@ class HyperbolicConfig(RunConfig):
         """What the trained part is built from."""
         return Space(geometry=self.geometry, c=self.c, train_c=self.train_c, temperature=self.temperature, maps=self.maps,
                      train_temperature=self.train_temperature, train_scales=self.train_scales, max_radius=self.max_radius)
+
+
+def arm(config: HyperbolicConfig, name: str) -> HyperbolicConfig:
+    """The configuration of one of the models that are compared, on the same data, epochs and batches.
+
+    Args:
+        config: of the run.
+        name: "hyperbolic": without entailment cones; "cones": with them; "seed": the original project's loss, labels and fixed
+            temperature; "cosine", "euclidean": the same linear map in another geometry, always with a trained temperature.
+    """
+    flat = {"train_c": False, "entailment_weight": 0.0, "train_temperature": True,
+            "temperature": config.temperature if config.train_temperature else FLAT_TEMPERATURE}
+    changes = {"hyperbolic": {"entailment_weight": 0.0}, "cones": {"entailment_weight": config.entailment_weight or 0.2},
+               "seed": {"geometry": "poincare", "train_c": False, "temperature": 1.0, "train_temperature": False, "tagging_loss": "batch",
+                        "label_choice": "first", "entailment_weight": 0.0, "max_radius": None, "train_scales": False, "maps": "shared"},
+               "cosine": {"geometry": "cosine"} | flat, "euclidean": {"geometry": "euclidean"} | flat}
+    return replace(config, **changes[name])
 
 
 @dataclass(frozen=True)
@@ -183,9 +201,13 @@ class Projection(nn.Module):
         """Largest norm of a tangent vector."""
         return math.inf if self.space.max_radius is None else self.space.max_radius / self.c ** 0.5
 
+    def numbers(self) -> dict[str, float]:
+        """c and temperature as they are now."""
+        return {name: float(torch.as_tensor(getattr(self, name)).detach()) for name in ("c", "temperature")}
+
     def clipped(self, v: Tensor) -> float:
         """Share of tangent vectors that lie at the limit (of "published": of points that the original code pulls back to norm 0.9)."""
-        limit, norms = float(self.limit), v.detach().norm(dim=-1)
+        limit, norms = float(torch.as_tensor(self.limit).detach()), v.detach().norm(dim=-1)
         if self.space.geometry == "published":
             norms, limit = poincare.expmap0(v.detach(), self.c).norm(dim=-1), PUBLISHED_RADIUS
         return float((norms >= limit * (1 - 1e-5)).float().mean())
@@ -412,7 +434,8 @@ def load(source: str | Path, *, c: float | None = None, temperature: float | Non
     else:
         model = Projection.from_pretrained(path)
         config = HyperbolicConfig.from_dict((read_json(path / "training.json") or {"config": {}})["config"] | {"data_root": None})
-    for name, asked, stored in (("c", c, float(model.c)), ("temperature", temperature, float(model.temperature))):
+    for name, stored in model.numbers().items():
+        asked = {"c": c, "temperature": temperature}[name]
         if asked is not None and not math.isclose(asked, stored, rel_tol=1e-4):
             raise ValueError(f"{name} is {asked:g}, but {path} was trained with {name} {stored:g}; leave {name} out (None), or use another checkpoint")
     return model, config
@@ -458,7 +481,7 @@ def export_seed(folder: Path, output: Path, best: bool = True) -> Path:
     last = next((row for row in reversed(state["history"]) if "train/loss" in row), {})
     content = {"epoch": state["epoch"], "projection_state_dict": {f"linear.{k}": v for k, v in model.linear.state_dict().items()},
                "optimizer_state_dict": state["optimizer"], "train_loss": last.get("train/loss"), "val_loss": last.get("val/loss"),
-               "c": float(model.c), "temperature": float(model.temperature), "embed_dim": model.dim}
+               **model.numbers(), "embed_dim": model.dim}
     output.mkdir(parents=True, exist_ok=True)
     path = output / f"{'best_' if best else ''}projection_epoch_{state['epoch']}.pth"
     torch.save(content, path)

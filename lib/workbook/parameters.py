@@ -30,8 +30,8 @@ def notebooks_dir() -> Path:
 class Notebook:
     """A notebook as the runner sees it: its cells, its parameters and its place among the others.
 
-    `after` (names of notebooks that must come first), `family`, `threads` and `uses` come from the notebook's metadata,
-    entry "workbook".
+    `after` (names of notebooks that must come first), `family`, `threads`, `uses` and `given` (parameter -> the notebook of `after`
+    that is not needed where it is given) come from the notebook's metadata, entry "workbook".
     """
 
     path: Path
@@ -40,6 +40,7 @@ class Notebook:
     after: tuple[str, ...] = ()
     threads: int = 1
     uses: tuple[str, ...] = ()
+    given: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,10 +101,11 @@ def read_notebook(path: Path) -> Notebook:
         place = document.get("metadata", {}).get("workbook", {})
     except (ValueError, KeyError, TypeError) as error:
         raise ParameterError(f"{path.name}: not readable as a notebook ({error!r}); restore it from git") from error
-    bad = sorted(set(place) - {"family", "after", "threads", "uses"})
+    bad = sorted(set(place) - {"family", "after", "threads", "uses", "given"})
     if bad:
-        raise ParameterError(f'{path.name}: metadata entry "workbook" has unknown key {bad[0]!r}; known: family, after, threads, uses')
-    return Notebook(path, cells, place.get("family"), tuple(place.get("after", ())), int(place.get("threads", 1)), tuple(place.get("uses", ())))
+        raise ParameterError(f'{path.name}: metadata entry "workbook" has unknown key {bad[0]!r}; known: family, after, threads, uses, given')
+    return Notebook(path, cells, place.get("family"), tuple(place.get("after", ())), int(place.get("threads", 1)), tuple(place.get("uses", ())),
+                    dict(place.get("given", {})))
 
 
 def read_notebooks(folder: Path) -> dict[str, Notebook]:
@@ -116,6 +118,10 @@ def read_notebooks(folder: Path) -> dict[str, Notebook]:
         raise ParameterError(f"no notebooks (NN_topic.ipynb) in {folder}; set WORKBOOK_NOTEBOOKS or restore the folder from git")
     for notebook in found.values():
         check(notebook.defaults, notebook.path.name)
+        for parameter, name in notebook.given.items():
+            if parameter not in notebook.defaults or name not in notebook.after:
+                raise ParameterError(f'{notebook.path.name}: its metadata entry "given" says {parameter!r}: {name!r}; it maps a parameter of the '
+                                     "notebook to a notebook of its `after`")
         for name in notebook.after:
             if name not in found:
                 raise ParameterError(f'{notebook.path.name}: its metadata says it comes after {name!r}, which is not in {folder.name}/')

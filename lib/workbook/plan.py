@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from lib.glossary import PARAMETERS, ParameterError, check, unknown
 from lib.workbook import gpus, sources
@@ -52,8 +52,10 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
         check_family(family, notebooks)
     folder = next(iter(notebooks.values())).path.parent / "profiles"
     deltas = read_profile(profile, folder, notebooks) if profile else {}
-    chosen = select(notebooks, family, deltas.get("notebooks"))
     given = {k: v for k, v in {"dataset": dataset, "data_root": data_root}.items() if v is not None} | (settings or {})
+    notebooks = {name: _without_what_is_given(notebook, deltas.get("all", {}) | deltas.get(name, {}) | given)
+                 for name, notebook in notebooks.items()}
+    chosen = select(notebooks, family, deltas.get("notebooks"))
     anywhere = {name for n in chosen for name in notebooks[n].defaults}
     for name in given:
         if name not in anywhere:
@@ -83,6 +85,12 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
             jobs.append(Job(_identify(name, combination), name, notebook.title, notebook.family, parameters, combination,
                             upstream, threads, key, gpus.needed(parameters)))
     return jobs
+
+
+def _without_what_is_given(notebook: Notebook, values: dict) -> Notebook:
+    """The notebook without those it comes `after` whose product a parameter names (a model trained elsewhere)."""
+    needless = {before for parameter, before in notebook.given.items() if values.get(parameter) is not None}
+    return replace(notebook, after=tuple(before for before in notebook.after if before not in needless))
 
 
 def select(notebooks: dict[str, Notebook], family: str | None, restriction: list[str] | None) -> list[str]:

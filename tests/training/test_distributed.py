@@ -15,7 +15,7 @@ from lib.families.retrieval import RetrievalConfig
 PIECES = """
 import json, sys, torch, torch.distributed as dist
 from lib import distributed
-from lib.data.loading import _bounds
+from lib.data.loading import bounds
 from lib.losses.contrastive import contrastive_loss
 dist.init_process_group("gloo")
 rank, rows = distributed.rank(), torch.load(sys.argv[1], weights_only=True)
@@ -31,12 +31,12 @@ for gradient in (weight.grad, tau.grad):
 names = distributed.gather_list([f"{rank}:{i}" for i in range(part.stop - part.start)])
 flags = distributed.anywhere([rank == 1, False], torch.device("cpu"))
 try:
-    refused = _bounds(1, 8, False) and ""
+    refused = bounds(1, 8) and ""
 except ValueError as error:
     refused = str(error)
 if rank == 0:
     torch.save({"loss": loss.detach(), "weight": weight.grad, "tau": tau.grad}, sys.argv[2])
-    print(json.dumps({"names": names, "flags": flags, "bounds": _bounds(17, 8, False), "refused": refused}))
+    print(json.dumps({"names": names, "flags": flags, "bounds": bounds(17, 8), "refused": refused}))
 dist.barrier()
 dist.destroy_process_group()
 """

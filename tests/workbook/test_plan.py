@@ -42,6 +42,19 @@ def test_a_profile_may_restrict(house):
     assert [job.id for job in house(profile="notebooks: [11_a_evaluate]")] == ["01_data", "10_a_train", "11_a_evaluate"]
 
 
+def test_what_is_given_is_not_made(house, write_notebook):
+    """A notebook whose model comes from elsewhere does not wait for the one that would train it."""
+    write_notebook(house.folder, "30_c_train", parameters="checkpoint = None  # a model", family="c", after=["01_data", "10_a_train"],
+                   given={"checkpoint": "10_a_train"})
+    assert "10_a_train" in [job.id for job in house(family="c")]
+    jobs = {job.id: job for job in house(family="c", settings={"checkpoint": "laion/larger_clap_general"})}
+    assert "10_a_train" not in jobs and jobs["30_c_train"].upstream == ["01_data"]
+    assert "10_a_train" not in [job.id for job in house(family="c", profile="30_c_train: {checkpoint: 'modelscope:laion/larger_clap_general'}")]
+    write_notebook(house.folder, "30_c_train", parameters="checkpoint = None  # a model", family="c", given={"chekpoint": "10_a_train"})
+    with pytest.raises(ParameterError, match="given.*chekpoint"):
+        house(family="c")
+
+
 def test_precedence_and_threads(house):
     profile = "all: {seed: 1, threads: 4}\n10_a_train: {seed: 2}\n"
     jobs = {job.id: job for job in house(profile=profile)}

@@ -1,0 +1,126 @@
+"""Pairwise distances of the Poincaré ball against geoopt by broadcasting: time, error and memory on a set with near pairs."""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+N, M, D, C = 1000, 527, 512, 1.0
+FASTER, WORST, REPETITIONS = 100, 1e-4, 3
+MOST_MATRICES = 16       # of N x M float32, plus what the set itself and a piece of recomputed pairs take
+NAMES = ("ball coordinates", "tangents")
+
+MEASURE = """
+import json, re, statistics, sys, time
+import torch
+from lib.geometry.poincare import expmap0, pairwise_distance, pairwise_distance_from_tangents
+
+def peak():      # of this program: ru_maxrss would begin with what the process that started it has used
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+
+n, m, d, which = map(int, sys.argv[1:])
+torch.set_num_threads(2)
+generator = torch.Generator().manual_seed(0)
+v, w = (torch.randn(count, d, generator=generator) * d ** -0.5 for count in (n, m))
+function = (pairwise_distance, pairwise_distance_from_tangents)[which]
+if not which:
+    v, w = expmap0(v, 1.0), expmap0(w, 1.0)
+function(v[:8], w[:8], 1.0)     # what the libraries themselves take
+before = peak()
+function(v, w, 1.0)
+json.dump(peak() - before, sys.stdout)
+"""
+
+
+def clips_and_texts():
+    """Tangents of lengths 0.1 to 3. Of the 527 texts 60 are a clip once more, 60 a clip moved by 1e-4, and 60 others lie on a clip's ray 1e-4 off."""
+    import torch
+    generator = torch.Generator().manual_seed(0)
+    v, w = (torch.nn.functional.normalize(torch.randn(n, D, generator=generator)) for n in (N, M))
+    v, w = (x * (0.1 + 2.9 * torch.rand(len(x), 1, generator=generator)) for x in (v, w))
+    step = torch.nn.functional.normalize(torch.randn(60, D, generator=generator))
+    w[:60], w[60:120], w[120:180] = v[:60], v[60:120] + 1e-4 * step, v[120:180] * (1 + 1e-4 / v[120:180].norm(dim=1, keepdim=True))
+    v[900:950] = v[:50]                                                # the same clip twice
+    return v, w
+
+
+@pytest.mark.slow
+def test_pairwise_distance_is_faster_than_broadcasting_and_exact():
+    import torch
+    from geoopt.manifolds.stereographic import math as stereographic
+
+    from lib.geometry.poincare import expmap0, pairwise_distance, pairwise_distance_from_tangents
+
+    v, w = clips_and_texts()
+    x, y = expmap0(v, C), expmap0(w, C)
+    k = torch.tensor(-C)
+
+    def broadcasting():                                                # 50 rows at a time: 54 MB for each intermediate result
+        return torch.cat([stereographic.dist(rows[:, None], y, k=k) for rows in x.split(50)])
+
+    methods = {NAMES[0]: lambda: pairwise_distance(x, y, C), NAMES[1]: lambda: pairwise_distance_from_tangents(v, w, C),
+               "geoopt": broadcasting}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    wall, cpu, found = {}, {}, {}
+    with torch.no_grad():
+        for name in NAMES:
+            methods[name]()
+        for _ in range(REPETITIONS):
+            for name, method in methods.items():
+                for _ in range(1 if name == "geoopt" else 5):
+                    begin, used = time.perf_counter(), time.process_time()
+                    found[name] = method()
+                    wall.setdefault(name, []).append(time.perf_counter() - begin)
+                    cpu.setdefault(name, []).append(time.process_time() - used)
+        torch.set_num_threads(threads)
+        truth = {NAMES[0]: exact(x, y), NAMES[1]: exact_from_tangents(v, w)}
+    wall, cpu = ({name: statistics.median(times) for name, times in measured.items()} for measured in (wall, cpu))
+    print(f"\n{N} x {M} x {D}, 2 threads, medians of {REPETITIONS} rounds: geoopt by broadcasting {wall['geoopt']:.2f} s (CPU {cpu['geoopt']:.2f} s)")
+    for name in NAMES:
+        same = truth[name] == 0
+        error = ((found[name] - truth[name]).abs() / truth[name].where(~same, 1))
+        print(f"{name}: {1e3 * wall[name]:.1f} ms (CPU {1e3 * cpu[name]:.1f} ms), {wall['geoopt'] / wall[name]:.0f} times faster "
+              f"(required {FASTER}; CPU time {cpu['geoopt'] / cpu[name]:.0f}); largest relative error {error[~same].max():.1e} "
+              f"(at most {WORST}), {int(same.sum())} duplicates at most {found[name][same].max():.0e}")
+        assert same.sum() >= 110 and error[~same].max() <= WORST and found[name][same].max() <= 1e-12
+        assert ((truth[name] > 0) & (truth[name] < 0.1)).sum() >= 60
+        assert wall["geoopt"] / wall[name] >= FASTER
+    saturated = (found["geoopt"] - truth[NAMES[0]]).abs() / truth[NAMES[0]].clamp(min=1e-9)
+    print(f"geoopt in float32 errs by up to {saturated[truth[NAMES[0]] > 0].max():.0e}")
+
+
+def exact(x, y):
+    """The distance of float32 coordinates in float64 by differences."""
+    import torch
+    x, y = x.double(), y.double()
+    chord = torch.stack([(row - y).norm(dim=1) for row in x])
+    gap = [(1 - C * z.square().sum(1)).clamp(min=torch.finfo(torch.float32).eps) for z in (x, y)]
+    return 2 / C ** 0.5 * torch.asinh(C ** 0.5 * chord / (gap[0][:, None] * gap[1]).sqrt())
+
+
+def exact_from_tangents(v, w):
+    """The same from float32 tangents, mapped to the ball in float64; equal tangents are exactly 0 apart."""
+    import torch
+    v, w = v.double(), w.double()
+    a, b = (z.norm(dim=1, keepdim=True) for z in (v, w))
+    x, y = torch.tanh(C ** 0.5 * a) * v / a / C ** 0.5, torch.tanh(C ** 0.5 * b) * w / b / C ** 0.5
+    chord = torch.stack([(row - y).norm(dim=1) for row in x])
+    return 2 / C ** 0.5 * torch.asinh(C ** 0.5 * chord * torch.cosh(C ** 0.5 * a) * torch.cosh(C ** 0.5 * b).T)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", (0, 1), ids=NAMES)
+def test_memory_is_that_of_the_matrix(which):
+    """Twice as many rows of either set: four times the matrix, and no more; all differences at once would be 17 GB."""
+    n, m = 4 * N, 4 * M
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(n), str(m), str(D), str(which)], cwd=root, stdout=subprocess.PIPE, text=True,
+                          check=True, env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(root)})
+    used, matrix, rows = json.loads(done.stdout.splitlines()[-1]), 4 * n * m, 8 * (n + m) * D
+    print(f"\n{n} x {m} x {D} from {NAMES[which]}: {used / 1e6:.0f} MB beside the {matrix / 1e6:.0f} MB of a matrix (all differences: {1e-9 * matrix * D:.0f} GB)")
+    assert used <= MOST_MATRICES * matrix + 4 * rows
