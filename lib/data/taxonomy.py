@@ -31,7 +31,8 @@ class Taxonomy:
         phrases: what each node is called in a prompt; (): its name.
         rooted: the last node is a virtual root, which is no class and lies above all others.
     Raises:
-        ValueError: naming the node that has an unknown parent, is there twice or is its own ancestor, and the class that is no node.
+        ValueError: naming the node that has an unknown parent, is there twice or is its own ancestor, and the class that is no
+            node.
     """
 
     nodes: tuple[str, ...]
@@ -109,7 +110,8 @@ class Taxonomy:
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Taxonomy | None":
-        """The taxonomy of a manifest: info["ontology"] (nodes, parents, classes), or info["taxonomy"] {class: [coarsest, ..., finest]}.
+        """The taxonomy of a manifest: info["ontology"] (nodes, parents, classes), or info["taxonomy"] {class: [coarsest, ...,
+        finest]}.
 
         None where the data set has none.
 

@@ -185,6 +185,12 @@ def ring_distances(reach: float, c: float = 1.0) -> list[float]:
     return [round(step * i, 12) for i in range(1, 6) if step * i <= far]
 
 
+def view_limit(atlas: Atlas) -> float:
+    """Euclidean radius of what is drawn: all of the disk, or less where everything lies near the centre."""
+    reach = 1.25 * float(np.linalg.norm(np.concatenate([atlas.points, atlas.clips]), axis=1).max())
+    return 1.02 if reach > 0.7 else max(reach, 1e-6)
+
+
 @themed
 def disk(atlas: Atlas, *, title: str = "Poincaré disk") -> Picture:
     """The atlas with geodesic edges, rings of equal distance to the centre and the names that fit.
@@ -193,8 +199,7 @@ def disk(atlas: Atlas, *, title: str = "Poincaré disk") -> Picture:
     the centre only that part is drawn, and the title says how much larger.
     """
     everything = np.concatenate([atlas.points, atlas.clips])
-    reach = 1.25 * float(np.linalg.norm(everything, axis=1).max())
-    limit = 1.02 if reach > 0.7 else max(reach, 1e-6)
+    limit = view_limit(atlas)
     picture = Picture(height=7.6)
     axes = picture.subplots()
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")

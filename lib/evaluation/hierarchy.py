@@ -1,7 +1,7 @@
 """What a taxonomy makes of wrong answers, and how much of it an embedding holds.
 
-Nodes carry the set of their ancestors, themselves included and the virtual root excluded. Depth is the fewest edges to the virtual
-root (top nodes: 1). Embeddings are tangent vectors v at the origin of the Poincaré ball of curvature -c: d(0, x) = 2|v|.
+Nodes carry the set of their ancestors, themselves included and the virtual root excluded. Depth is the fewest edges to the
+virtual root (top nodes: 1). Embeddings are tangent vectors v at the origin of the Poincaré ball of curvature -c: d(0, x) = 2|v|.
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import shortest_path
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
@@ -21,8 +21,8 @@ from lib.losses.entailment import cone_excess
 
 MEASURES = ("hP", "hR", "hF", "Jaccard", "tree-induced error", "LCA depth", "LCA distance")
 RELATIONS = ("exact", "descendant", "ancestor", "sibling", "unrelated")
-SAME_RADIUS = 1e-3     # radii that differ by a smaller share of the median are one radius: no hierarchy of that size means anything
-NEARLY_FLAT = 0.5      # sqrt(c) d(0, x) below which a circle is at most 4 % longer than in flat space: sinh(0.5) / 0.5
+SAME_RADIUS = 1e-3     # share of the median radius that radii are rounded to: clipped points differ by rounding only, which has no order
+NEARLY_FLAT = 0.5      # below this sqrt(c) d(0, x) a circle is at most 4 % longer than in flat space: sinh(0.5) / 0.5
 EXACT, BASE_POINT = 150, 1000   # Gromov delta: up to so many points over all quadruples; over all that hold one base point
 
 
@@ -37,12 +37,12 @@ def hops(taxonomy: Taxonomy) -> np.ndarray:
 def hierarchy_per_clip(predicted: np.ndarray, targets: np.ndarray, taxonomy: Taxonomy) -> dict[str, np.ndarray]:
     """Measures of one answer a clip, for bootstraps.
 
-    With A_p and A_t the ancestor sets of the answer and of a true class: hP = |A_p & A_t| / |A_p|, hR = |A_p & A_t| / |A_t|, hF their
-    harmonic mean (Kiritchenko et al. 2006), Jaccard = |A_p & A_t| / |A_p | A_t|; all in [0, 1], more is better. Tree-induced error
-    (Dekel et al. 2004): `hops` between the two, a path through a common descendant included. LCA: the deepest common ancestor (of
-    equally deep ones the first; the virtual root, depth 0, where there is none); its depth, and the fewest edges that lead up to
-    it from the answer. Clips with several true classes have "<measure> best", all of one true class (most hF, then least
-    tree-induced error, then the first), and "<measure> mean" over their true classes.
+    With A_p and A_t the ancestor sets of the answer and of a true class: hP = |A_p & A_t| / |A_p|, hR = |A_p & A_t| / |A_t|, hF
+    their harmonic mean (Kiritchenko et al. 2006), Jaccard = |A_p & A_t| / |A_p | A_t|; all in [0, 1], more is better.
+    Tree-induced error (Dekel et al. 2004): `hops` between the two, a path through a common descendant included. LCA: the deepest
+    common ancestor (of equally deep ones the first; the virtual root, depth 0, where there is none); its depth, and the fewest
+    edges that lead up to it from the answer. Clips with several true classes have "<measure> best", all of one true class (most
+    hF, then least tree-induced error, then the first), and "<measure> mean" over their true classes.
 
     `RELATIONS` hold 1 for the one that applies, the first of: the answer is a true class; a descendant of one (over-specific); an
     ancestor of one; shares a direct parent with one (the virtual root is none); none of these.
@@ -58,15 +58,15 @@ def hierarchy_per_clip(predicted: np.ndarray, targets: np.ndarray, taxonomy: Tax
     predicted, targets = np.asarray(predicted), np.asarray(targets).astype(bool)
     count = len(taxonomy.classes)
     if targets.ndim != 2 or targets.shape[1] != count or predicted.shape != targets.shape[:1]:
-        raise ValueError(f"predicted {predicted.shape} and targets {targets.shape} must be (clips,) and (clips, {count}): the taxonomy has "
-                         f"{count} classes")
+        raise ValueError(f"predicted {predicted.shape} and targets {targets.shape} must be (clips,) and (clips, {count}): the taxonomy "
+                         f"has {count} classes")
     if len(predicted) and (predicted.dtype.kind not in "iu" or not 0 <= predicted.min() <= predicted.max() < count):
-        raise ValueError(f"predicted must hold integers from 0 to {count - 1}, not {predicted.min()} to {predicted.max()} ({predicted.dtype})")
+        raise ValueError(f"predicted must hold integers from 0 to {count - 1}, got {predicted.min()} to {predicted.max()} "
+                         f"({predicted.dtype})")
     if not targets.any(axis=1).all():
-        raise ValueError(f"clip {int(targets.any(axis=1).argmin())} has no true class; leave such clips out of every metric and count them")
+        raise ValueError(f"clip {int(targets.any(axis=1).argmin())} has no true class; leave such clips out and count them")
     clip, label = np.nonzero(targets)
-    starts = np.searchsorted(clip, np.arange(len(targets)))
-    return _measured(_class_tables(taxonomy), predicted, predicted[clip], label, starts)
+    return _measured(_class_tables(taxonomy), predicted, clip, label)
 
 
 def hierarchy_metrics(predicted: np.ndarray, targets: np.ndarray, taxonomy: Taxonomy) -> dict[str, float]:
@@ -98,24 +98,24 @@ def generality(tangents: torch.Tensor, taxonomy: Taxonomy, nodes: Sequence[int] 
 
     Args:
         tangents: (n, D), one row a node; d(0, x) = 2|v| whatever the curvature.
-        nodes: which node of the taxonomy each row is, such as taxonomy.classes; None: all of them in order. A virtual root that sits at
-            the origin by construction is better left out.
+        nodes: which node of the taxonomy each row is, such as taxonomy.classes; None: all of them in order. A virtual root that
+            sits at the origin by construction is better left out.
     Returns:
-        "spearman": rank correlation of d(0, x) with depth, chance 0; "parent nearer" and "ancestor nearer": share of the direct and of
-        all (ancestor, descendant) pairs among the rows whose upper one is nearer the origin, chance 0.5, equal radii
-        (`SAME_RADIUS`) count half; each with "... interval" (Wilson, 95 %, as if pairs that share a node were independent) and
-        "... pairs", their number. None where undefined: all points share a radius, no pairs, or one depth only.
+        "spearman": rank correlation of d(0, x) with depth, chance 0; "parent nearer" and "ancestor nearer": share of the direct
+        and of all (ancestor, descendant) pairs among the rows whose upper one is nearer the origin, chance 0.5, equal radii count
+        half; each with "... interval" (Wilson, 95 %, as if pairs that share a node were independent) and "... pairs", their
+        number. Radii are rounded to `SAME_RADIUS`. None where undefined: all points share a radius, no pairs, or one depth only.
     """
     tangents, nodes = _rows(tangents, taxonomy, nodes)
     radius = 2 * tangents.norm(dim=1).numpy()
-    depth = taxonomy.depth[nodes]
-    margin = SAME_RADIUS * np.median(radius)
-    defined = np.ptp(radius) > margin
+    depth, step = taxonomy.depth[nodes], np.median(radius) or radius.mean() or 1
+    radius = np.round(radius / (SAME_RADIUS * step))
+    defined = np.ptp(radius) > 1
     result = {"spearman": float(spearmanr(radius, depth).statistic) if defined and np.ptp(depth) else None}
     for name, pairs in (("parent nearer", taxonomy.edges), ("ancestor nearer", taxonomy.closure)):
         pairs = _among(pairs, nodes, len(taxonomy))
-        gain = radius[pairs[:, 1]] - radius[pairs[:, 0]]
-        result |= _share(name, np.where(abs(gain) <= margin, 0.5, gain > 0) if defined else [], len(pairs))
+        gain = np.sign(radius[pairs[:, 1]] - radius[pairs[:, 0]])
+        result |= _share(name, (1 + gain) / 2 if defined else [], len(pairs))
     return result
 
 
@@ -128,15 +128,16 @@ def cone_membership(tangents: torch.Tensor, c: float, taxonomy: Taxonomy, nodes:
         draws: nodes drawn for each edge as its control.  seed: of the draw.
     Returns:
         shares inside, each with "... interval" and "... pairs" as for `generality`: "edges", children in their parent's cone;
-        "closure", all pairs; "unrelated", the control: nodes neither above nor below, in the cones of the same parents. Cones that hold
-        everything score 1 in all three.
+        "closure", all pairs; "unrelated", the control: nodes neither above nor below, in the cones of the same parents. Cones
+        that hold everything score 1 in all three.
     """
     tangents, nodes = _rows(tangents, taxonomy, nodes)
     above = taxonomy.ancestors[np.ix_(nodes, nodes)]
     edges = _among(taxonomy.edges, nodes, len(taxonomy))
     rng = np.random.default_rng(seed)
-    strangers = [(parent, rng.choice(free, draws)) for parent in edges[:, 0] if len(free := np.flatnonzero(~(above | above.T)[parent]))]
-    unrelated = np.array([(parent, node) for parent, drawn in strangers for node in drawn], dtype=np.int64).reshape(-1, 2)
+    free = [(parent, np.flatnonzero(~(above[parent] | above[:, parent]))) for parent in edges[:, 0]]
+    unrelated = np.array([(parent, node) for parent, others in free if len(others) for node in rng.choice(others, draws)],
+                         dtype=np.int64).reshape(-1, 2)
     result = {}
     for name, pairs in (("edges", edges), ("closure", _among(taxonomy.closure, nodes, len(taxonomy))), ("unrelated", unrelated)):
         inside = [cone_excess(tangents[piece[:, 0]], tangents[piece[:, 1]], c, min_radius=min_radius, aperture_scale=aperture_scale) <= 0
@@ -148,8 +149,8 @@ def cone_membership(tangents: torch.Tensor, c: float, taxonomy: Taxonomy, nodes:
 def radius_statistics(tangents: torch.Tensor, c: float) -> dict[str, float | str]:
     """Radii in the unit that curvature sets, sqrt(c) d(0, x): whether the geometry is used at all.
 
-    Returns: "median", "low" and "high" (5 % and 95 % of the points), "spread" (high - low) / median, and "reading": "spherical" where
-        the spread is below `SAME_RADIUS` (distance is a function of the angle), else "Euclidean" where high is below
+    Returns: "median", "low" and "high" (5 % and 95 % of the points), "spread" (high - low) / median, and "reading": "spherical"
+        where the spread is below `SAME_RADIUS` (distance is a function of the angle), else "Euclidean" where high is below
         `NEARLY_FLAT`, else "hyperbolic".
     """
     radius = 2 * c ** 0.5 * torch.as_tensor(tangents).detach().cpu().double().norm(dim=1).numpy()
@@ -167,14 +168,14 @@ def gromov_delta(distances: np.ndarray, method: str | None = None, *, samples: i
     Args:
         distances: (n, n), symmetric, not negative, 0 on the diagonal.
         method: "exact", all quadruples, n^4 / 12 steps (1 s for 150 points); "base point", all that hold the first point (Gromov
-            products by a max-min product, n^3 steps), at least half the exact delta; "sampled", quadruples drawn at random, a lower
-            bound. None: exact up to `EXACT` points, base point up to `BASE_POINT`, else sampled. Points whose distances are those of
-            another one plus a constant (the leaves of a tree) change no delta and are dropped before.
+            products by a max-min product, n^3 steps), at least half the exact delta; "sampled", quadruples drawn at random, a
+            lower bound. None: exact up to `EXACT` points, base point up to `BASE_POINT`, else sampled. Points whose distances are
+            those of another one plus a constant (the leaves of a tree) change no delta and are dropped before.
         samples, seed: of "sampled".
     Returns:
         "delta" (unit of the distances), "relative" = 2 delta / diameter in [0, 1], "diameter", "method", "n", and "c" =
-        (0.144 / relative)^2, the curvature that Khrulkov et al. (CVPR 2020) suggest for a ball, from delta by one base point there.
-        None where undefined (a single place; a tree has no c).
+        (0.144 / relative)^2, the curvature that Khrulkov et al. (CVPR 2020) suggest for a ball, from delta by one base point
+        there. None where undefined (a single place; a tree has no c).
     """
     d = np.asarray(distances, dtype=np.float64)
     if d.ndim != 2 or d.shape[0] != d.shape[1] or not len(d):
@@ -185,20 +186,24 @@ def gromov_delta(distances: np.ndarray, method: str | None = None, *, samples: i
     n, d = len(d), (d + d.T) / 2 * (1 - np.eye(len(d)))
     d = _without_leaves(d, 1e-9 * diameter)
     method = method or ("exact" if len(d) <= EXACT else "base point" if len(d) <= BASE_POINT else "sampled")
-    if method not in (ways := {"exact": _delta_exact, "base point": _delta_from_base, "sampled": lambda d: _delta_sampled(d, samples, seed)}):
+    ways = {"exact": _delta_exact, "base point": _delta_from_base, "sampled": lambda d: _delta_sampled(d, samples, seed)}
+    if method not in ways:
         raise ValueError(f"method must be one of {', '.join(ways)} or None, got {method!r}")
     delta = float(ways[method](d))
     relative = 2 * delta / diameter if diameter else None
-    return {"delta": delta, "relative": relative, "diameter": diameter, "method": method, "n": n, "c": (0.144 / relative) ** 2 if relative else None}
+    return {"delta": delta, "relative": relative, "diameter": diameter, "method": method, "n": n,
+            "c": (0.144 / relative) ** 2 if relative else None}
 
 
 def delta_beside_references(distances: np.ndarray, dimension: int, *, samples: int = 2_000_000, seed: int = 0) -> dict[str, dict]:
     """`gromov_delta` of a set of embeddings, beside as many points at random, by one method for all.
 
-    Points in many dimensions are nearly equidistant, which makes delta small without any tree: only the difference says something.
+    Points in many dimensions are nearly equidistant, which makes delta small without any tree: only the difference says
+    something.
 
     Args:
-        distances: (n, n) between the embeddings.  dimension: of their space.  samples, seed: as for `gromov_delta`; seed draws the points, too.
+        distances: (n, n) between the embeddings.  dimension: of their space.  samples, seed: as for `gromov_delta`; seed draws
+            the points, too.
     Returns: "data", "sphere" (uniform on the unit sphere) and "gaussian" (standard normal), the latter by Euclidean distances.
     """
     n = len(distances)
@@ -209,40 +214,44 @@ def delta_beside_references(distances: np.ndarray, dimension: int, *, samples: i
     return {name: gromov_delta(d, method, samples=samples, seed=seed) for name, d in sets.items()}
 
 
-def _upward(taxonomy: Taxonomy) -> coo_array:
+def _upward(taxonomy: Taxonomy) -> csr_array:
     """Edges from child to parent, the virtual root as the last node."""
     root = len(taxonomy) - taxonomy.rooted
     tops = [] if taxonomy.rooted else [(root, top) for top in np.flatnonzero(taxonomy.depth == 1)]
     parent, child = np.concatenate([taxonomy.edges, np.array(tops, dtype=np.int64).reshape(-1, 2)]).T
-    return coo_array((np.ones(len(child)), (child, parent)), shape=(root + 1, root + 1)).tocsr()
+    return csr_array((np.ones(len(child)), (child, parent)), shape=(root + 1, root + 1))
 
 
 @lru_cache(maxsize=4)
 def _class_tables(taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-    """name -> (C, C), [answer, truth]: the measures, "relation" (index) and "rank" (of the truth, best first) with its inverse "ranked"."""
-    classes, root = np.array(taxonomy.classes, dtype=np.int64), len(taxonomy) - taxonomy.rooted
+    """name -> (C, C), [answer, truth]: the measures, "relation" (index), "rank" of the truth (best first) and its inverse
+    "ranked".""" classes, root = np.array(taxonomy.classes, dtype=np.int64), len(taxonomy) - taxonomy.rooted
     above = taxonomy.ancestors[classes, :root]
     common, size = above.astype(np.float64) @ above.T, above.sum(axis=1, dtype=np.float64)
     depth = np.append(taxonomy.depth[:root], 0)
     deepest = np.argsort(-depth[:root], kind="stable")
-    lca = np.stack([np.where(common[i] > 0, deepest[(above[i] & above)[:, deepest].argmax(axis=1)], root) for i in range(len(classes))])
+    shared = (deepest[(row & above)[:, deepest].argmax(axis=1)] for row in above)
+    lca = np.stack([np.where(some, nodes, root) for some, nodes in zip(common > 0, shared)])
     steps_up = shortest_path(_upward(taxonomy), directed=True, unweighted=True, indices=classes)
     tables = {"hP": common / size[:, None], "hR": common / size, "hF": 2 * common / (size[:, None] + size),
-              "Jaccard": common / (size[:, None] + size - common), "tree-induced error": hops(taxonomy)[np.ix_(classes, classes)].astype(float),
-              "LCA depth": depth[lca].astype(float), "LCA distance": np.take_along_axis(steps_up, lca, axis=1)}
-    parents = np.zeros((len(classes), root + 1), dtype=np.float64)
+              "Jaccard": common / (size[:, None] + size - common),
+              "tree-induced error": hops(taxonomy)[np.ix_(classes, classes)].astype(np.float64),
+              "LCA depth": depth[lca].astype(np.float64), "LCA distance": np.take_along_axis(steps_up, lca, axis=1)}
+    parents = np.zeros((len(classes), len(taxonomy)))
     for row, node in enumerate(classes):
         parents[row, list(taxonomy.parents[node])] = 1
+    parents = parents[:, :root]
     under = above[:, classes]
-    tables["relation"] = np.select([np.eye(len(classes), dtype=bool), under, under.T, parents[:, :root] @ parents[:, :root].T > 0], range(4), 4)
+    tables["relation"] = np.select([np.eye(len(classes), dtype=bool), under, under.T, parents @ parents.T > 0], range(4), 4)
     order = np.stack([np.lexsort((error, -f)) for error, f in zip(tables["tree-induced error"], tables["hF"])])
     return tables | {"ranked": order, "rank": np.argsort(order, axis=1)}
 
 
-def _measured(tables: dict[str, np.ndarray], predicted: np.ndarray, answer: np.ndarray, label: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
-    """Tables looked up for pairs (answer, label), which lie clip after clip from `starts` on."""
+def _measured(tables: dict[str, np.ndarray], predicted: np.ndarray, clip: np.ndarray, label: np.ndarray) -> dict[str, np.ndarray]:
+    """Tables looked up for pairs (clip, label), sorted by clip, each clip in at least one."""
     if not len(predicted):
         return {name: np.empty(0) for name in (*(f"{m} {way}" for m in MEASURES for way in ("best", "mean")), *RELATIONS)}
+    answer, starts = predicted[clip], np.searchsorted(clip, np.arange(len(predicted)))
     best = tables["ranked"][predicted, np.minimum.reduceat(tables["rank"][answer, label], starts)]
     sizes, result = np.diff(np.append(starts, len(label))), {}
     for name in MEASURES:
@@ -257,9 +266,10 @@ def _rows(tangents: torch.Tensor, taxonomy: Taxonomy, nodes: Sequence[int] | Non
     tangents = torch.as_tensor(tangents).detach().cpu().double()
     nodes = np.arange(len(taxonomy)) if nodes is None else np.asarray(nodes, dtype=np.int64)
     if tangents.ndim != 2 or tangents.shape[:1] != nodes.shape or len(np.unique(nodes)) < len(nodes):
-        raise ValueError(f"tangents {tuple(tangents.shape)} must have one row for each of {len(nodes)} different nodes; name them with `nodes`")
-    if not tangents.isfinite().all():
-        raise ValueError(f"tangent of node {taxonomy.nodes[nodes[int((~tangents.isfinite()).any(dim=1).int().argmax())]]!r} is not finite")
+        raise ValueError(f"tangents {tuple(tangents.shape)} must have one row for each of {len(nodes)} different nodes; `nodes` names them")
+    finite = tangents.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(f"the tangent of node {taxonomy.nodes[nodes[int(finite.int().argmin())]]!r} is not finite")
     return tangents, nodes
 
 
@@ -272,9 +282,8 @@ def _among(pairs: np.ndarray, nodes: np.ndarray, count: int) -> np.ndarray:
 
 
 def _share(name: str, hits: np.ndarray, pairs: int) -> dict[str, float | int | tuple | None]:
-    known = len(hits) > 0
-    return {name: float(np.mean(hits)) if known else None, f"{name} interval": wilson_interval(np.sum(hits), len(hits)) if known else None,
-            f"{name} pairs": pairs}
+    share, interval = (float(np.mean(hits)), wilson_interval(np.sum(hits), len(hits))) if len(hits) else (None, None)
+    return {name: share, f"{name} interval": interval, f"{name} pairs": pairs}
 
 
 def _without_leaves(d: np.ndarray, tolerance: float) -> np.ndarray:

@@ -157,15 +157,16 @@ def polar_distance(a: Tensor, u: Tensor, b: Tensor, v: Tensor, dtype: torch.dtyp
 
     sinh^2(d/2) = sinh^2((a-b)/2) + sinh a sinh b sin^2(theta/2): no edge to run into, nothing that cancels.
     """
-    half = ((a[:, None] - b) / 2).to(dtype)
-    sine = chord(u, v, dtype) / 2
+    half = ((a / 2)[:, None] - b / 2).to(dtype)
+    between = chord(u, v, dtype)  # 2 sin(theta/2)
     farthest = sum(float(r.detach().max()) for r in (a, b) if len(r))
     if farthest < (80 if dtype == torch.float32 else 700):  # sinh a sinh b is finite, and so is its inverse in the gradient
-        squared = torch.addcmul(half.sinh().square(), a.sinh().to(dtype)[:, None] * b.sinh().to(dtype), sine.square())
+        squared = torch.addcmul(half.sinh().square(), a.sinh().to(dtype)[:, None] * b.sinh().to(dtype),
+                                between.square(), value=0.25)
         return 2 * arsinh(squared.clamp(min=torch.finfo(dtype).tiny).sqrt())  # the clamp keeps the root's gradient finite
     half = half.abs()
     radial = half + _log(-torch.expm1(-2 * half) / 2)
-    turned = ((_log_sinh(a)[:, None] + _log_sinh(b)) / 2).to(dtype) + _log(sine)
+    turned = ((_log_sinh(a)[:, None] + _log_sinh(b)) / 2).to(dtype) + _log(between / 2)
     height = torch.logaddexp(2 * radial, 2 * turned) / 2  # log sinh(d/2)
     low = height.clamp(max=20)  # above, arsinh(h) = log h + log 2 to 4e-18
     return 2 * (arsinh(low.exp()) + (height - low))

@@ -161,7 +161,7 @@ def _inside(x: Tensor) -> float:
 def _gap(x: Tensor, c: Tensor) -> Tensor:
     """1 - c|x|^2 (...) in float64, at least the eps of the dtype of x. Near the edge this difference decides every distance, so
     it is formed with twice the digits of the coordinates: float32 in float64, float64 in pairs of them (Dekker 1971)."""
-    gap = 1 - c * x.double().square().sum(-1)
+    gap = 1 - c * norm(x).square()
     if x.dtype == torch.float64:
         with torch.no_grad():
             high, low = _product(x, x)

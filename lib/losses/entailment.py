@@ -1,7 +1,7 @@
 """Entailment cones: what is general should lie nearer the origin and hold what is specific in a cone that opens away from it.
 
-Embeddings are tangent vectors v at the origin of the Poincaré ball (geodesic radius 2|v|, curvature -c), which are 2v on the Lorentz
-sheet, where MERU (Desai et al., arXiv 2304.09172) defines the cone. Computed outside autocast in at least float32.
+Embeddings are tangent vectors v at the origin of the Poincaré ball (geodesic radius 2|v|, curvature -c), which are 2v on the
+Lorentz sheet, where MERU (Desai et al., arXiv 2304.09172) defines the cone. Computed outside autocast in at least float32.
 """
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def cone_excess(general: Tensor, specific: Tensor, c: float | Tensor, *, min_rad
         min_radius: K of MERU, > 0: the cone is a half-space where sinh(2 sqrt(c)|v|) <= 2K. Measured in units of 1/sqrt(c).
         aperture_scale: > 0, multiplies the half-aperture (HyCoCLIP, arXiv 2410.06912: 0.7 across modalities, 1.2 within one).
     Returns:
-        Tensor (N,), radians: exterior angle minus scaled half-aperture, at most pi and <= 0 inside the cone. The origin has everything
-        in its cone, and a point itself. Gradients are finite everywhere.
+        Tensor (N,), radians: exterior angle minus scaled half-aperture, at most pi and <= 0 inside the cone. The origin has
+        everything in its cone, and a point itself. Gradients are finite everywhere.
     Raises:
         ValueError: shapes differ, or c, min_radius or aperture_scale is not above 0.
     """

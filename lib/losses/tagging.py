@@ -1,8 +1,8 @@
 """Losses of clips against all classes at once: no noise from which classes share a batch, several true classes a clip.
 
-Logits are similarities divided by the temperature, rows are clips (B), columns are classes (C). Clips without a true class are left
-out of the mean. Computed in float32 (float64 input stays float64). Every loss has the floor 0, so that runs compare; a model that
-finds all classes alike is at ln(C / |P|) with "softmax" and "sum" (|P| true classes a clip) and at ln 2 with "sigmoid".
+Logits are similarities divided by the temperature, rows are clips (B), columns are classes (C). Clips without a true class are
+left out of the mean. Computed in float32 (float64 input stays float64). Every loss has the floor 0, so that runs compare; a model
+that finds all classes alike is at ln(C / |P|) with "softmax" and "sum" (|P| true classes a clip) and at ln 2 with "sigmoid".
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ KINDS = ("softmax", "sum", "sigmoid")
 def class_loss(logits: Tensor, targets: Tensor, kind: str = "softmax", bias: float | Tensor = 0.0) -> Tensor:
     """Mean over clips of one of three losses; P are the true classes of a clip, p the softmax over classes.
 
-    - "softmax": -mean_P ln p - ln |P|, the cross-entropy against a uniform target over P (supervised contrastive, arXiv 2004.11362,
-      L_out) less its own floor ln |P|: 0 where p is uniform over P, so it asks for all true classes alike.
+    - "softmax": -mean_P ln p - ln |P|, the cross-entropy against a uniform target over P (supervised contrastive, arXiv
+      2004.11362, L_out) less its own floor ln |P|: 0 where p is uniform over P, so it asks for all true classes alike.
     - "sum": -ln sum_P p: 0 where all of p is within P, however unevenly; finding one true class is enough.
     - "sigmoid": the mean over classes of the binary cross-entropy (SigLIP's pairwise loss, arXiv 2303.15343, divided by C).
 

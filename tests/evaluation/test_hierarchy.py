@@ -184,7 +184,7 @@ def test_cones_of_a_tree_that_opens_outwards(c):
     points = torch.nn.functional.normalize(direction, dim=1) * torch.tensor(tree.depth)[:, None] * 0.4 / c ** 0.5
     found = cone_membership(points, c, tree)
     assert found["edges"] == found["closure"] == 1 and found["unrelated"] == 0
-    assert (found["edges pairs"], found["closure pairs"], found["unrelated pairs"]) == (5, 6, 50)
+    assert (found["edges pairs"], found["closure pairs"], found["unrelated pairs"]) == (5, 7, 50)
     reverse = cone_membership(points.flip(0), c, Taxonomy(tree.nodes, ((), (0,), (1,), (2,), (3,), (4,), (5,)), tree.classes))
     assert reverse["edges"] < 0.5 and reverse["unrelated"] is None, "a chain has no unrelated nodes"
     wide = cone_membership(points * 0.01, c, tree, min_radius=10, aperture_scale=2)

@@ -1,5 +1,5 @@
-"""Entailment cones from tangents against MERU's formulas on the sheet, written out in 60 digits; closed forms; gradients everywhere."""
-import math
+"""Entailment cones from tangents against MERU's formulas on the sheet, written out in 60 digits; closed forms; gradients
+everywhere.""" import math
 
 import mpmath
 import pytest
@@ -44,8 +44,8 @@ def test_against_the_formulas_on_the_sheet(c):
 
 
 def test_closed_forms():
-    """Further out on the same ray: inside; nearer, or on the far side: angle pi; nearly the same point in a right angle: pi / 2."""
-    ray = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    """Further out on the same ray: inside; nearer, or on the far side: angle pi; nearly the same point in a right angle: pi /
+    2.""" ray = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
     aperture = math.asin(0.2 / math.sinh(2))
     assert cone_excess(ray, 2 * ray, 1.0).item() == pytest.approx(-aperture, abs=1e-12)
     assert entailment_loss(ray, 2 * ray, 1.0) == 0
