@@ -22,6 +22,7 @@ DATASETS = {
     "clotho": "lib.data.clotho",
     "audiocaps": "lib.data.audiocaps",
     "wavcaps": "lib.data.wavcaps",
+    "audioset": "lib.data.audioset",
 }
 _ALWAYS = ("data_root", "seed", "num_samples", "workers")
 

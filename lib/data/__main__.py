@@ -10,7 +10,7 @@ from pathlib import Path
 from lib import data
 from lib.settings import data_dir
 
-PUBLISHED = ("esc50", "clotho", "audiocaps", "wavcaps")  # data sets whose modules have `download`
+PUBLISHED = ("esc50", "clotho", "audiocaps", "wavcaps", "audioset")  # data sets whose modules have `download`
 
 
 def main(arguments: list[str] | None = None) -> int:

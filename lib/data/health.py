@@ -1,8 +1,8 @@
 """Bad media is counted, not hidden: which files of a manifest decode to usable sound, and why the others do not.
 
-Each file is decoded once, from end to end unless a data set asks for less, in a process that it may hang or crash; the verdict is cached by (path, size,
-modification time) as it comes, so that checking again, also after a kill, or checking another manifest over the same files, costs
-a look at the folder.
+Each file (or row of a parquet file) is decoded once, from end to end unless a data set asks for less, in a process that it may hang
+or crash; the verdict is cached by (path, size, modification time) as it comes, so that checking again, also after a kill, or checking
+another manifest over the same files, costs a look at the folder.
 """
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ import pandas as pd
 from lib.data.inspection import TRUNCATED, Verdict, inspect_all
 from lib.data.manifest import Manifest
 from lib.files import alone
+from lib.media import shards
 from lib.progress import track
 from lib.settings import data_dir
 
 REASONS = {
-    "missing": "there is no such file",
+    "missing": "there is no such file, or no such row in it",
     "empty": "0 bytes, or no sample of sound",
     "unreadable": "no decoder recognises it as audio (or it is a folder)",
+    "no sample rate": "an array, and nothing says its sample rate (set array_sample_rate)",
     "truncated": "it breaks off, or is damaged, before the length that its header or the table states",
     "hanging": "its decoder got stuck and was ended after some seconds",
     "crashing": "its decoder crashed, or took more memory than a clip can need",
@@ -121,15 +123,21 @@ def inspect(files: Iterable[str], workers: int = 0, seconds: float | None = None
 
 def _can_be_kept(file: str) -> bool:
     """Whether a verdict may go into the cache: permission changes without a trace, and bytes that are no UTF-8 cannot be written down."""
-    return os.access(file, os.R_OK) and not any("\ud800" <= letter <= "\udfff" for letter in file)
+    return os.access(_on_disk(file), os.R_OK) and not any("\ud800" <= letter <= "\udfff" for letter in file)
 
 
 def _stamp(file: str) -> tuple[int, int] | None:
     try:
-        status = os.stat(file)
+        status = os.stat(_on_disk(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_size, status.st_mtime_ns
+
+
+def _on_disk(file: str) -> str:
+    """The file that holds a clip: itself, or the parquet file that an address of a row names."""
+    row = shards.parse(file)
+    return row.file if row else file
 
 
 def _load(cache_file: Path) -> dict[str, tuple[int, int, Verdict]]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from lib.data.workers import Lost, ask_all, serve, still_working
-from lib.media import audio
+from lib.media import audio, shards
 
 STUCK = 3  # seconds without a decoded block
+FETCHING = 120  # seconds to get at a row of a parquet file: much of its row group may have to come from a slow disk first
 SILENCE = 1e-4  # half the distance from the lowest to the highest sample, so that a constant offset is silence, too
 TRUNCATED = 0.9  # share of the stated length that must decode; encoders' padding makes stated lengths a little too long
 
@@ -46,12 +47,10 @@ def inspect_file(file: str, seconds: float | None = None, progress: Callable[[],
     seconds: None: from end to end. Otherwise only the first `seconds` are decoded, and the duration is the header's: a file that breaks
     off or falls silent later on is not found out.
     """
-    if os.path.isfile(file) and os.path.getsize(file) == 0:
-        return Verdict("empty")
     try:
         info = audio.probe(file)
-    except audio.AudioError:
-        return Verdict("unreadable")
+    except audio.AudioError as error:
+        return Verdict(error.reason)
     samples, low, high, finite = 0, np.inf, -np.inf, True
     try:
         for block in audio.blocks(file, seconds and max(1, round(seconds * info.sample_rate))):
@@ -77,9 +76,12 @@ def inspect_file(file: str, seconds: float | None = None, progress: Callable[[],
 
 def _is_cut(file: str) -> bool:
     """Whether a wav, aiff or ogg file ends before its own last block does: libsndfile shortens such files without a word."""
-    size = os.path.getsize(file)
-    with open(file, "rb") as stream:
+    stream = audio.encoded(file)
+    if stream is None:
+        return False
+    with stream:
         head = stream.read(8)
+        size = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, size - 2**17))  # two Ogg pages at least
         tail = stream.read()
     if head[:4] == b"OggS":
@@ -91,6 +93,10 @@ def _is_cut(file: str) -> bool:
 
 
 def _answer(file: str, seconds: float | None) -> list:
+    if shards.parse(file):
+        still_working(FETCHING)
+        with suppress(audio.AudioError):  # met again below
+            audio.encoded(file)
     still_working(STUCK)
     verdict = inspect_file(file, seconds, lambda: still_working(STUCK))
     return [verdict.reason, verdict.duration]

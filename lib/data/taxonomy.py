@@ -53,7 +53,7 @@ class Taxonomy:
                 raise ValueError(f"taxonomy: the parents of node {name!r} must be different nodes below {count}, got {above}")
         for number, node in enumerate(self.classes):
             if not 0 <= node < count - self.rooted or self.classes.index(node) < number:
-                raise ValueError(f"taxonomy: class {number} is node {node}; it must be a node of its own below {count - self.rooted}")
+                raise ValueError(f"taxonomy: class {number} is node {node}; expected one of its own below {count - self.rooted}")
         if self.rooted and [i for i, above in enumerate(self.parents) if not above] != [count - 1]:
             raise ValueError("taxonomy: the last node of a rooted taxonomy is the only one without parents")
         self._order  # finds circles
@@ -120,7 +120,8 @@ class Taxonomy:
         """
         stored = manifest.info.get("ontology")
         if stored:
-            return cls(tuple(stored["nodes"]), tuple(map(tuple, stored["parents"])), tuple(stored["classes"]), tuple(stored.get("phrases", ())))
+            return cls(tuple(stored["nodes"]), tuple(map(tuple, stored["parents"])), tuple(stored["classes"]),
+                       tuple(stored.get("phrases", ())), stored.get("rooted", False))
         paths = manifest.info.get("taxonomy")
         if not paths:
             return None
@@ -128,7 +129,7 @@ class Taxonomy:
         above: dict[str, str | None] = {}
         for name in classes:
             if name not in paths:
-                raise ValueError(f"manifest {manifest.name}: class {name!r} has no path in info['taxonomy']; add it ([] for a top class)")
+                raise ValueError(f"manifest {manifest.name}: class {name!r} has no path in info['taxonomy'], [] for a top class")
             for parent, node in zip([None, *paths[name]], [*paths[name], name]):
                 if above.setdefault(node, parent) != parent:
                     raise ValueError(f"manifest {manifest.name}: {node!r} lies under {above[node]!r} and under {parent!r} in "
@@ -136,11 +137,13 @@ class Taxonomy:
         nodes = [*classes, *(name for name in above if name not in classes)]
         index = {name: i for i, name in enumerate(nodes)}
         parents = tuple(() if above[name] is None else (index[above[name]],) for name in nodes)
-        return cls(tuple(nodes), parents, tuple(range(len(classes))), tuple(phrases.get(name, name.replace("_", " ")) for name in nodes))
+        said = tuple(phrases.get(name, name.replace("_", " ")) for name in nodes)
+        return cls(tuple(nodes), parents, tuple(range(len(classes))), said)
 
     def to_info(self) -> dict:
         """What `of` reads from a manifest's info["ontology"]."""
-        return {"nodes": list(self.nodes), "parents": [list(p) for p in self.parents], "classes": list(self.classes), "phrases": list(self.phrases)}
+        return {"nodes": list(self.nodes), "parents": [list(p) for p in self.parents], "classes": list(self.classes),
+                "phrases": list(self.phrases), "rooted": self.rooted}
 
 
 def class_table(path: str | Path) -> list[tuple[str, str]]:
@@ -155,17 +158,17 @@ def class_table(path: str | Path) -> list[tuple[str, str]]:
     """
     path = user_path(path).absolute()
     if not path.is_file():
-        raise FileNotFoundError(f"class table {path} is not there; give AudioSet's class_labels_indices.csv, or a JSON file {{name: index}}")
+        raise FileNotFoundError(f"class table {path} is not there; give AudioSet's class_labels_indices.csv or {{name: index}}")
     try:
         if path.suffix.lower() == ".json":
-            rows = [(int(index), "", name) for name, index in json.loads(path.read_text(encoding="utf-8-sig")).items()]
+            rows = [(int(index), "", name.strip()) for name, index in json.loads(path.read_text(encoding="utf-8-sig")).items()]
         else:
             with open(path, newline="", encoding="utf-8-sig") as file:
-                rows = [(int(row["index"]), row["mid"].strip(), row["display_name"]) for row in csv.DictReader(file)]
+                rows = [(int(row["index"]), row["mid"].strip(), row["display_name"].strip()) for row in csv.DictReader(file)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a class table ({error!r}); it needs the columns index, mid, display_name, or to be a JSON file "
-                         "{name: index}") from error
-    rows = sorted((index, mid, name.strip()) for index, mid, name in rows)
+        raise ValueError(f"{path}: not a class table ({error!r}); it needs the columns index, mid, display_name, or to be a JSON "
+                         "file {name: index}") from error
+    rows.sort()
     if not rows or [index for index, *_ in rows] != list(range(len(rows))):
         raise ValueError(f"{path}: the indices must be 0 to {max(len(rows) - 1, 0)}, each once")
     names = [name.casefold() for *_, name in rows]
@@ -196,13 +199,13 @@ def read_ontology(path: str | Path, classes: list[tuple[str, str]] | None = None
             for child in entry["child_ids"]:
                 parents[number[child]].append(i)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not AudioSet's ontology ({error!r}); it is a list of nodes with id, name and child_ids") from error
+        raise ValueError(f"{path}: not AudioSet's ontology ({error!r}), a list of nodes with id, name and child_ids") from error
     by_name = {name.casefold(): i for i, name in enumerate(names)}
     chosen = []
     for mid, name in classes if classes is not None else [(entry["id"], "") for entry in entries]:
         node = number.get(mid, by_name.get(name.casefold()))
         if node is None:
-            raise ValueError(f"{path}: class {name!r} ({mid or 'no MID'}) is not in the ontology; use the class table that belongs to it")
+            raise ValueError(f"{path}: class {name!r} ({mid or 'no MID'}) is not in the ontology; use the table of its release")
         if name:
             names[node] = name
         chosen.append(node)

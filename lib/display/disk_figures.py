@@ -82,10 +82,12 @@ def distortion_plot(*projections: Projection, title: str = "What the pictures di
         pairs = np.triu_indices(len(projection.true), 1)
         true, drawn = projection.true[pairs], projection.drawn[pairs]
         far = 1.03 * max(true.max(), drawn.max(), 1e-9)
-        axes.hexbin(true, drawn, gridsize=45, extent=(0, far, 0, far), cmap="Blues", norm=LogNorm(vmin=0.5), mincnt=1, linewidth=0.1)
+        axes.hexbin(true, drawn, gridsize=45, extent=(0, far, 0, far), cmap="Blues", norm=LogNorm(vmin=0.5), mincnt=1,
+                    linewidth=0.1)
         axes.plot((0, far), (0, far), color=style.CHANCE, linestyle="--", linewidth=1.3)
         lines = [f"{name} {value:.3g} (chance {projection.chance[name]:.3g})" for name, value in projection.distortion.items()]
-        axes.set(xlim=(0, far), ylim=(0, far), aspect="equal", xlabel="True distance\n\n" + "\n".join(lines), ylabel="Drawn distance")
+        axes.set(xlim=(0, far), ylim=(0, far), aspect="equal", ylabel="Drawn distance",
+                 xlabel="\n".join(["True distance", "", *lines]))
         axes.set_title("\n".join(textwrap.wrap(projection.method, 44)), fontsize=9.5)
     picture.set_title(title)
     return picture

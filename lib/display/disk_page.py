@@ -27,8 +27,9 @@ _STYLE = """<style>
 .disk-live svg [data-point]:focus-visible{stroke:#000;stroke-width:4px}
 .disk-live svg text{pointer-events:none;fill:#222;paint-order:stroke;stroke:#fafafa;stroke-width:4px;stroke-linejoin:round}
 .disk-live .disk-tip{min-height:5.8em;overflow-wrap:anywhere}.disk-live .disk-tip b{font-size:15px;display:block}
-.disk-live ul{list-style:none;margin:8px 0;padding:0}.disk-live li{overflow-wrap:anywhere}
-.disk-live li:before{content:"";display:inline-block;width:10px;height:10px;border-radius:5px;background:var(--shade);margin-right:7px}
+.disk-live ul{font-size:13px;list-style:none;margin:8px 0;padding:0}.disk-live li{overflow-wrap:anywhere}
+.disk-live li:before{content:"";display:inline-block;width:10px;height:10px;border-radius:5px;background:var(--shade);\
+margin-right:7px}
 .disk-live .disk-words{opacity:.75;font-size:12px}
 .disk-live:not([data-ready]) .disk-needs-script,.disk-live[data-ready] .disk-stage img{display:none}
 .disk-live:not([data-ready]) .disk-side{flex-basis:100%}
@@ -69,17 +70,18 @@ function start(box) {
   };
   const svg = make("svg", {viewBox: "-510 -510 1020 1020", role: "group", "aria-label": atlas.title}, stage);
   make("circle", {r: zoom, fill: "#fafafa", stroke: "#8c8c8c", "stroke-width": 2}, svg);
-  for (const [d, r, x, y] of atlas.rings) {
+  for (const [d, r] of atlas.rings) {
     make("circle", {r: zoom * r, fill: "none", stroke: "#b8b8b8", "stroke-dasharray": "6 4"}, svg);
-    make("text", {x: zoom * x, y: -zoom * y + 4, "text-anchor": "middle", "font-size": 12}, svg).textContent = "d = " + d;
+    make("text", {y: -zoom * r + 4, "text-anchor": "middle", "font-size": 12}, svg).textContent = "d = " + d;
   }
   const edges = atlas.edges.map(([p, q]) => make("path", {fill: "none", stroke: atlas.shades[q], "stroke-opacity": .55,
     "stroke-width": count > 60 ? 1 : 1.7}, svg));
   const marks = [];
-  for (let i = points.length - 1; i >= 0; i--) {          // clips first, the nodes over them
+  // The deepest nodes first, clips last and small: what lies on top can be pressed, what lies below is seen around it.
+  for (const i of points.map((_, k) => k).sort((i, j) => (atlas.depths[j] ?? -1) - (atlas.depths[i] ?? -1))) {
     const shade = atlas.shades[i], rim = atlas.highlighted.includes(i) ? ["#000", 3] : ["#fff", 1];
     marks[i] = i < count ? make("circle", {r: atlas.sizes[i], fill: shade, stroke: rim[0], "stroke-width": rim[1]}, svg)
-      : make("path", {d: "M0-7 7 0 0 7-7 0Z", fill: "#fff", stroke: shade, "stroke-width": 2}, svg);
+      : make("path", {d: "M0-6 6 0 0 6-6 0Z", fill: "#fff", stroke: shade, "stroke-width": 2}, svg);
     marks[i].dataset.point = i;
     marks[i].setAttribute("role", "button");
     marks[i].setAttribute("tabindex", i === 0 || i === count ? 0 : -1);       // one stop for nodes, one for clips
@@ -106,35 +108,39 @@ function start(box) {
     marks.forEach((mark, i) => mark.setAttribute("transform", `translate(${at[i][0].toFixed(2)} ${at[i][1].toFixed(2)})`));
     edges.forEach((edge, k) => {
       const [i, j] = atlas.edges[k], w = times(conj(now[i]), now[j]), angle = -Math.atan2(-w[1], 1 - w[0]);
-      const way = Math.abs(angle) < 1e-6 ? "L"                  // straight: through the centre
-        : (r => `A${r} ${r} 0 0 ${angle > 0 ? 1 : 0} `)((Math.hypot(at[j][0] - at[i][0], at[j][1] - at[i][1]) / 2 / Math.abs(Math.sin(angle))).toFixed(2));
+      const r = (zoom * norm(less(now[j], now[i])) / 2 / Math.abs(Math.sin(angle))).toFixed(2);
+      const way = Math.abs(angle) < 1e-6 ? "L" : `A${r} ${r} 0 0 ${angle > 0 ? 1 : 0} `;        // straight: through the centre
       edge.setAttribute("d", `M${at[i].map(v => v.toFixed(2))}${way}${at[j].map(v => v.toFixed(2))}`);
     });
     write(at);
   }
   // Names from the centre outwards, general ones first; each where it covers no other and the fewest points.
   function write(at) {
-    const taken = [], rank = i => (atlas.highlighted.includes(i) ? -9 : 0) + norm(now[i]) + .12 * atlas.depths[i];
+    const taken = atlas.rings.map(([, r]) => [-25, -zoom * r - 9, 25, -zoom * r + 9]);
+    const rank = i => (atlas.highlighted.includes(i) ? -9 : 0) + norm(now[i]) + .12 * atlas.depths[i];
     const order = atlas.labels.map((_, i) => i).filter(i => count <= 60 || norm(now[i]) < .985).sort((i, j) => rank(i) - rank(j));
     let used = 0;
     for (const i of order) {
       if (used === names.length) break;
-      const top = atlas.depths[i] <= 1, size = top ? 15 : 13, word = atlas.labels[i], text = word.length > 26 ? word.slice(0, 25) + "…" : word;
-      const wide = text.length * size * (top ? .64 : .56), [x, y] = at[i], off = atlas.sizes[i] + 4;
+      const top = atlas.depths[i] <= 1, size = top ? 15 : 13, word = atlas.labels[i];
+      const text = word.length > 26 ? word.slice(0, 25) + "…" : word;
+      const wide = text.length * size * (top ? .64 : .56), [x, y] = at[i], off = atlas.sizes[i] + 5;
       let best = null;
-      for (const [cx, cy] of [[x + off + wide / 2, y], [x - off - wide / 2, y], [x, y - off - size / 2], [x, y + off + size / 2]]) {
-        const b = [cx - wide / 2, cy - size * .62, cx + wide / 2, cy + size * .62];
+      for (const [cx, cy, anchor] of [[x + off, y, "start"], [x - off, y, "end"], [x, y - off - size / 2, "middle"],
+                                      [x, y + off + size / 2, "middle"]]) {
+        const left = cx - wide * {start: 0, middle: .5, end: 1}[anchor];
+        const b = [left, cy - size * .62, left + wide, cy + size * .62];
         if (b[0] < -510 || b[2] > 510 || b[1] < -510 || b[3] > 510) continue;
         if (taken.some(o => b[0] < o[2] && o[0] < b[2] && b[1] < o[3] && o[1] < b[3])) continue;
         const covered = at.filter(p => p[0] > b[0] && p[0] < b[2] && p[1] > b[1] && p[1] < b[3]).length;
-        if (!best || covered < best.covered) best = {covered, b, cx, cy};
+        if (!best || covered < best.covered) best = {covered, b, cx, cy, anchor};
       }
       if (!best) continue;
       taken.push(best.b);
       const element = names[used++];
       element.textContent = text;
-      const attributes = {x: best.cx.toFixed(1), y: (best.cy + size * .35).toFixed(1), "font-size": size, "text-anchor": "middle",
-        "font-weight": top ? 700 : 400};
+      const attributes = {x: best.cx.toFixed(1), y: (best.cy + size * .35).toFixed(1), "font-size": size,
+        "text-anchor": best.anchor, "font-weight": top ? 700 : 400};
       for (const key in attributes) element.setAttribute(key, attributes[key]);
     }
     names.slice(used).forEach(element => { element.textContent = ""; });
@@ -143,7 +149,8 @@ function start(box) {
 
   function moveTo(target, from = view) {                  // `target` comes to the centre along its geodesic
     cancelAnimationFrame(moving);
-    const still = matchMedia("(prefers-reduced-motion: reduce)").matches, begin = performance.now(), far = Math.atanh(norm(target));
+    const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const begin = performance.now(), far = Math.atanh(norm(target));
     const step = time => {
       const part = still ? 1 : Math.min(1, Math.max(0, time - begin) / 450), eased = part * part * (3 - 2 * part);
       if (far > 0) view = after(translation(scaled(target, -Math.tanh(eased * far) / norm(target))), from);
@@ -162,7 +169,8 @@ function start(box) {
       if (k !== i - count) return sound.pause();
       sound.currentTime = 0;
       sound.play().catch(error => {
-        if (error.name !== "AbortError") tip.appendChild(document.createElement("div")).textContent = "Not played: " + error.message;
+        if (error.name === "AbortError") return;              // another clip was pressed meanwhile
+        tip.appendChild(document.createElement("div")).textContent = "Not played: " + error.message;
       });
     });
   }
@@ -201,7 +209,8 @@ function start(box) {
     event.preventDefault();
     event.stopPropagation();                              // JupyterLab has its own use for these keys
     if (!step) return press(i);
-    const [low, high] = i < count ? [0, count] : [count, points.length], next = low + (i - low + step + high - low) % (high - low);
+    const [low, high] = i < count ? [0, count] : [count, points.length];
+    const next = low + (i - low + step + high - low) % (high - low);
     marks[i].setAttribute("tabindex", -1);
     marks[next].setAttribute("tabindex", 0);
     marks[next].focus();
@@ -221,8 +230,8 @@ for (const box of document.querySelectorAll(".disk-live:not([data-ready])")) {
 </script>"""
 
 
-def page(atlas: Atlas, sounds: Iterable[Mapping] = (), *, title: str = "Poincaré disk", byte_budget: int | None = clips.BYTE_BUDGET,
-         **where) -> clips.Html:
+def page(atlas: Atlas, sounds: Iterable[Mapping] = (), *, title: str = "Poincaré disk",
+         byte_budget: int | None = clips.BYTE_BUDGET, **where) -> clips.Html:
     """The atlas to explore, with the sound of its clips.
 
     Args:
@@ -239,12 +248,14 @@ def page(atlas: Atlas, sounds: Iterable[Mapping] = (), *, title: str = "Poincar�
     left = byte_budget if byte_budget is None else max(0, byte_budget - len(picture))
     players = clips.gallery(sounds, columns=3, byte_budget=left, **where) if sounds else clips.Html("", 0)
     legend = "".join(f'<li style="--shade:{shade}">{escape(branch)}</li>' for branch, shade in atlas.colours.items() if branch)
-    hint = "Press a node to bring it to the centre, drag to move the disk" + ("; press a diamond to hear its clip. " if sounds else ". ")
+    hint = ("Press a node to bring it to the centre, drag to move the disk" + "; press a diamond to hear its clip" * bool(sounds)
+            + ". By keyboard: Tab, arrows, Enter. Rings: distance d to the point in the centre.")
+    start = "Point at a node or a clip to see what it is."
     html = (f'{_STYLE}<div class="disk-live" data-atlas="{escape(json.dumps(_data(atlas, title), allow_nan=False))}">'
-            f'<div class="disk-stage"><img alt="{escape(title)}" src="data:image/png;base64,{picture}"></div><div class="disk-side">'
-            f'<div class="disk-needs-script"><div class="disk-tip" role="status"></div><p class="disk-words">{hint}By keyboard: Tab, arrows, '
-            f'Enter. Rings: distance d to the point in the centre.</p><button type="button">Back to the start</button></div>'
-            f"<ul>{legend}</ul>{players.html}</div></div>{_SCRIPT}")
+            f'<div class="disk-stage"><img alt="{escape(title)}" src="data:image/png;base64,{picture}"></div>'
+            f'<div class="disk-side"><div class="disk-needs-script"><div class="disk-tip" role="status">{start}</div>'
+            f'<p class="disk-words">{hint}</p><button type="button">Back to the start</button>'
+            f"<ul>{legend}</ul></div>{players.html}</div></div>{_SCRIPT}")
     return clips.Html(html, players.players, players.embedded_bytes + len(picture), players.linked)
 
 
@@ -253,9 +264,10 @@ def _data(atlas: Atlas, title: str) -> dict:
     many, branches = len(atlas.points) > 60, [*atlas.branches, *atlas.clip_branches]
     limit = view_limit(atlas)
     rings = {d: math.tanh(math.sqrt(atlas.c) * d / 2) for d in ring_distances(limit, atlas.c)}
-    return {"title": title, "limit": limit, "points": [*atlas.points.tolist(), *atlas.clips.tolist()], "edges": atlas.edges.tolist(),
+    return {"title": title, "limit": limit, "rings": [[f"{d:g}", r] for d, r in rings.items()],
+            "points": [*atlas.points.tolist(), *atlas.clips.tolist()], "edges": atlas.edges.tolist(),
             "labels": [str(label) for label in atlas.labels], "clipLabels": [str(label) for label in atlas.clip_labels],
-            "depths": [int(depth) for depth in atlas.depths], "branches": branches, "shades": [atlas.colours[b] for b in branches],
-            "radii": [*atlas.radii().tolist(), *atlas.radii(atlas.clips).tolist()], "highlighted": [int(i) for i in atlas.highlighted],
-            "sizes": [round((7 if many else 11) / (1 + max(depth, 0)) ** (0.45 if many else 0.3), 2) for depth in atlas.depths],
-            "rings": [[f"{d:g}", r, 0, r] for d, r in rings.items()]}
+            "depths": [int(depth) for depth in atlas.depths], "highlighted": [int(i) for i in atlas.highlighted],
+            "branches": branches, "shades": [atlas.colours[branch] for branch in branches],
+            "radii": [*atlas.radii().tolist(), *atlas.radii(atlas.clips).tolist()],
+            "sizes": [round((7 if many else 11) / (1 + max(depth, 0)) ** (0.45 if many else 0.3), 2) for depth in atlas.depths]}

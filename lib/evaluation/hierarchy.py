@@ -21,9 +21,11 @@ from lib.losses.entailment import cone_excess
 
 MEASURES = ("hP", "hR", "hF", "Jaccard", "tree-induced error", "LCA depth", "LCA distance")
 RELATIONS = ("exact", "descendant", "ancestor", "sibling", "unrelated")
-SAME_RADIUS = 1e-3     # share of the median radius that radii are rounded to: clipped points differ by rounding only, which has no order
+SAME_RADIUS = 1e-3     # radii are rounded to this share of their median: clipped points differ by float noise, which is no order
 NEARLY_FLAT = 0.5      # below this sqrt(c) d(0, x) a circle is at most 4 % longer than in flat space: sinh(0.5) / 0.5
 EXACT, BASE_POINT = 150, 1000   # Gromov delta: up to so many points over all quadruples; over all that hold one base point
+
+Shares = dict[str, float | int | tuple[float, float] | None]
 
 
 def hops(taxonomy: Taxonomy) -> np.ndarray:
@@ -58,8 +60,8 @@ def hierarchy_per_clip(predicted: np.ndarray, targets: np.ndarray, taxonomy: Tax
     predicted, targets = np.asarray(predicted), np.asarray(targets).astype(bool)
     count = len(taxonomy.classes)
     if targets.ndim != 2 or targets.shape[1] != count or predicted.shape != targets.shape[:1]:
-        raise ValueError(f"predicted {predicted.shape} and targets {targets.shape} must be (clips,) and (clips, {count}): the taxonomy "
-                         f"has {count} classes")
+        raise ValueError(f"predicted {predicted.shape} and targets {targets.shape} must be (clips,) and (clips, {count}): the "
+                         f"taxonomy has {count} classes")
     if len(predicted) and (predicted.dtype.kind not in "iu" or not 0 <= predicted.min() <= predicted.max() < count):
         raise ValueError(f"predicted must hold integers from 0 to {count - 1}, got {predicted.min()} to {predicted.max()} "
                          f"({predicted.dtype})")
@@ -85,15 +87,22 @@ def hierarchy_floors(targets: np.ndarray, taxonomy: Taxonomy, constant: int | No
     """
     targets = np.asarray(targets).astype(bool)
     constant = int(targets.sum(axis=0).argmax()) if constant is None else constant
-    kinds, copies = np.unique(targets, axis=0, return_counts=True)     # few sets of labels, many clips
-    total: dict[str, float] = {}
-    for answer in range(len(taxonomy.classes)):
-        for name, values in hierarchy_per_clip(np.full(len(kinds), answer), kinds, taxonomy).items():
-            total[name] = total.get(name, 0.0) + float(values @ copies) / len(targets) / len(taxonomy.classes)
-    return {"chance": total, "constant": hierarchy_metrics(np.full(len(targets), constant), targets, taxonomy)}
+    always = hierarchy_metrics(np.full(len(targets), constant), targets, taxonomy)
+    tables, (clip, label), count = _class_tables(taxonomy), np.nonzero(targets), len(taxonomy.classes)
+    starts = np.searchsorted(clip, np.arange(len(targets)))
+    best, relations = np.zeros((count, count)), np.zeros(len(RELATIONS))    # [answer, its best truth] counts clips
+    for answer in range(count):
+        rank = np.minimum.reduceat(tables["rank"][answer, label], starts)
+        best[answer] = np.bincount(tables["ranked"][answer, rank], minlength=count)
+        relations += np.bincount(np.minimum.reduceat(tables["relation"][answer, label], starts), minlength=len(RELATIONS))
+    share = np.bincount(label, 1 / targets.sum(axis=1)[clip], minlength=count)
+    chance = {f"{name} best": float((best * tables[name]).sum()) / best.sum() for name in MEASURES}
+    chance |= {f"{name} mean": float(tables[name].mean(axis=0) @ share) / len(targets) for name in MEASURES}
+    chance |= {name: float(value) / best.sum() for name, value in zip(RELATIONS, relations)}
+    return {"chance": {name: chance[name] for name in always}, "constant": always}
 
 
-def generality(tangents: torch.Tensor, taxonomy: Taxonomy, nodes: Sequence[int] | None = None) -> dict[str, float | int | tuple | None]:
+def generality(tangents: torch.Tensor, taxonomy: Taxonomy, nodes: Sequence[int] | None = None) -> Shares:
     """Do general nodes lie nearer the origin than specific ones?
 
     Args:
@@ -119,8 +128,8 @@ def generality(tangents: torch.Tensor, taxonomy: Taxonomy, nodes: Sequence[int] 
     return result
 
 
-def cone_membership(tangents: torch.Tensor, c: float, taxonomy: Taxonomy, nodes: Sequence[int] | None = None, *, min_radius: float = 0.1,
-                    aperture_scale: float = 1.0, draws: int = 10, seed: int = 0) -> dict[str, float | int | tuple | None]:
+def cone_membership(tangents: torch.Tensor, c: float, taxonomy: Taxonomy, nodes: Sequence[int] | None = None, *,
+                    min_radius: float = 0.1, aperture_scale: float = 1.0, draws: int = 10, seed: int = 0) -> Shares:
     """Do nodes lie in the entailment cones (`lib.losses.entailment`) of what is above them, and others outside?
 
     Args:
@@ -138,10 +147,10 @@ def cone_membership(tangents: torch.Tensor, c: float, taxonomy: Taxonomy, nodes:
     free = [(parent, np.flatnonzero(~(above[parent] | above[:, parent]))) for parent in edges[:, 0]]
     unrelated = np.array([(parent, node) for parent, others in free if len(others) for node in rng.choice(others, draws)],
                          dtype=np.int64).reshape(-1, 2)
-    result = {}
+    cone, result = {"min_radius": min_radius, "aperture_scale": aperture_scale}, {}
     for name, pairs in (("edges", edges), ("closure", _among(taxonomy.closure, nodes, len(taxonomy))), ("unrelated", unrelated)):
-        inside = [cone_excess(tangents[piece[:, 0]], tangents[piece[:, 1]], c, min_radius=min_radius, aperture_scale=aperture_scale) <= 0
-                  for piece in np.array_split(pairs, 1 + len(pairs) // 2000)]     # 2000 pairs of 512 numbers: 16 MB a copy
+        pieces = np.array_split(pairs, 1 + len(pairs) // 2000)      # 2000 pairs of 512 numbers: 8 MB a copy
+        inside = [cone_excess(tangents[piece[:, 0]], tangents[piece[:, 1]], c, **cone) <= 0 for piece in pieces]
         result |= _share(name, torch.cat(inside).numpy(), len(pairs))
     return result
 
@@ -198,12 +207,11 @@ def gromov_delta(distances: np.ndarray, method: str | None = None, *, samples: i
 def delta_beside_references(distances: np.ndarray, dimension: int, *, samples: int = 2_000_000, seed: int = 0) -> dict[str, dict]:
     """`gromov_delta` of a set of embeddings, beside as many points at random, by one method for all.
 
-    Points in many dimensions are nearly equidistant, which makes delta small without any tree: only the difference says
-    something.
+    Points in many dimensions are nearly equidistant: delta is small without any tree, and only the difference says something.
 
     Args:
-        distances: (n, n) between the embeddings.  dimension: of their space.  samples, seed: as for `gromov_delta`; seed draws
-            the points, too.
+        distances: (n, n) between the embeddings.  dimension: of their space.
+        samples, seed: as for `gromov_delta`; seed draws the points, too.
     Returns: "data", "sphere" (uniform on the unit sphere) and "gaussian" (standard normal), the latter by Euclidean distances.
     """
     n = len(distances)
@@ -224,8 +232,8 @@ def _upward(taxonomy: Taxonomy) -> csr_array:
 
 @lru_cache(maxsize=4)
 def _class_tables(taxonomy: Taxonomy) -> dict[str, np.ndarray]:
-    """name -> (C, C), [answer, truth]: the measures, "relation" (index), "rank" of the truth (best first) and its inverse
-    "ranked".""" classes, root = np.array(taxonomy.classes, dtype=np.int64), len(taxonomy) - taxonomy.rooted
+    """name -> (C, C), [answer, truth]: the measures, "relation" (index), "ranked" (truths, best first), "rank" (its inverse)."""
+    classes, root = np.array(taxonomy.classes, dtype=np.int64), len(taxonomy) - taxonomy.rooted
     above = taxonomy.ancestors[classes, :root]
     common, size = above.astype(np.float64) @ above.T, above.sum(axis=1, dtype=np.float64)
     depth = np.append(taxonomy.depth[:root], 0)
@@ -266,7 +274,8 @@ def _rows(tangents: torch.Tensor, taxonomy: Taxonomy, nodes: Sequence[int] | Non
     tangents = torch.as_tensor(tangents).detach().cpu().double()
     nodes = np.arange(len(taxonomy)) if nodes is None else np.asarray(nodes, dtype=np.int64)
     if tangents.ndim != 2 or tangents.shape[:1] != nodes.shape or len(np.unique(nodes)) < len(nodes):
-        raise ValueError(f"tangents {tuple(tangents.shape)} must have one row for each of {len(nodes)} different nodes; `nodes` names them")
+        raise ValueError(f"tangents {tuple(tangents.shape)} must have one row for each of {len(nodes)} different nodes; `nodes` "
+                         "says which the rows are")
     finite = tangents.isfinite().all(dim=1)
     if not finite.all():
         raise ValueError(f"the tangent of node {taxonomy.nodes[nodes[int(finite.int().argmin())]]!r} is not finite")
@@ -281,7 +290,7 @@ def _among(pairs: np.ndarray, nodes: np.ndarray, count: int) -> np.ndarray:
     return pairs[(pairs >= 0).all(axis=1)]
 
 
-def _share(name: str, hits: np.ndarray, pairs: int) -> dict[str, float | int | tuple | None]:
+def _share(name: str, hits: np.ndarray, pairs: int) -> Shares:
     share, interval = (float(np.mean(hits)), wilson_interval(np.sum(hits), len(hits))) if len(hits) else (None, None)
     return {name: share, f"{name} interval": interval, f"{name} pairs": pairs}
 

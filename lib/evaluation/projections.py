@@ -1,9 +1,9 @@
 """Pictures in the plane of a hyperbolic embedding in many dimensions, each with what it distorts.
 
-No picture in the disk keeps all distances of 512 dimensions, so every one comes with its figures and with chance beside them. Points
-are given as tangents v (N, D) at the origin of the ball of curvature -c (lib.geometry.poincare: the point is expmap0(v, c), its
-radius d(0, x) = 2 |v|) and drawn in the unit disk, the ball scaled by sqrt(c), so that distances in the disk divided by sqrt(c)
-compare with true ones without any factor fitted to them.
+No picture in the disk keeps all distances of 512 dimensions, so every one comes with its figures and with chance beside them.
+Points are given as tangents v (N, D) at the origin of the ball of curvature -c (lib.geometry.poincare: the point is
+expmap0(v, c), its radius d(0, x) = 2 |v|) and drawn in the unit disk, the ball scaled by sqrt(c), so that distances in the disk
+divided by sqrt(c) compare with true ones without any factor fitted to them.
 
 `radial` keeps the radius of every point exactly and only chooses angles; `stress` moves points until their distances fit best
 (metric multidimensional scaling in the hyperbolic plane, with the origin as one more point that stays in the centre). HoroPCA
@@ -52,8 +52,8 @@ def distortion(true: np.ndarray, drawn: np.ndarray, neighbours: int = 10) -> dic
         neighbours: of the trustworthiness, at most N / 2 - 1 are used and the name says how many.
     Returns:
         "mean relative error" and "worst relative error" of |drawn - true| / true over the pairs with a true distance above 0,
-        "Spearman of distances" (-1 to 1, NaN when all are equal), and "trustworthiness@k" (Venna and Kaski 2001; 0 to 1, about 0.5
-        by chance): 1 minus a penalty for points among the k nearest in the picture that are not among the k nearest in truth.
+        "Spearman of distances" (-1 to 1, NaN when all are equal), and "trustworthiness@k" (Venna and Kaski 2001; 0 to 1, about
+        0.5 by chance): 1 minus a penalty for points among the k nearest in the picture that are not among the k nearest in truth.
         Of equal true distances the better rank counts.
     """
     true, drawn = np.asarray(true, dtype=np.float64), np.asarray(drawn, dtype=np.float64)
@@ -109,7 +109,8 @@ def stress(v: Tensor | np.ndarray, c: float | Tensor, steps: int = 100) -> Proje
 
     start = min((flat.numpy().ravel() for flat in _radial(v)), key=lambda flat: loss(flat)[0])
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": steps, "maxcor": 20})
-    return _projection("distances fitted (hyperbolic multidimensional scaling)", torch.from_numpy(found.x.reshape(-1, 2)), true, unit)
+    flat = torch.from_numpy(found.x.reshape(-1, 2))
+    return _projection("distances fitted (hyperbolic multidimensional scaling)", flat, true, unit)
 
 
 def _radial(v: Tensor) -> list[Tensor]:
@@ -119,7 +120,8 @@ def _radial(v: Tensor) -> list[Tensor]:
     pictures = []
     for origin in (torch.zeros_like(direction[0]), direction.mean(0)):
         plane = torch.linalg.svd(direction - origin, full_matrices=False).Vh[:2]
-        plane = plane * torch.sign(plane.gather(1, plane.abs().argmax(1, keepdim=True)))        # one of two equal choices, always the same
+        # An axis may point either way; the same one is chosen always.
+        plane = plane * torch.sign(plane.gather(1, plane.abs().argmax(1, keepdim=True)))
         flat = (direction - origin) @ plane.T
         angle = torch.atan2(flat[:, 1], flat[:, 0])     # defined also for a direction at a right angle to the plane
         pictures.append(radius * torch.stack([angle.cos(), angle.sin()], dim=1))

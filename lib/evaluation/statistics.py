@@ -70,14 +70,14 @@ def paired_bootstrap(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = N
     difference = _differences(a, b)
     if difference.shape[0] != 1:
         raise ValueError(f"a {np.shape(a)} and b {np.shape(b)} must be (N,); several seeds go to paired_seeds")
-    return paired_seeds(difference[0], 0 * difference[0], groups, confidence, draws, seed)
+    return float(difference.mean()), *_percentiles(_resampled_means(difference, groups, draws, seed), confidence)
 
 
 def paired_seeds(a: np.ndarray, b: np.ndarray, groups: np.ndarray | None = None, confidence: float = 0.95, draws: int = 2000,
                  seed: int = 0) -> tuple[float, float, float]:
     """Mean of a - b over S training seeds and N clips, with an interval that asks for both: other seeds and other clips.
 
-    Every draw resamples seeds and, independently, clips, both with replacement (the bootstrap of crossed factors, Owen 2007). S - 1
+    Every draw resamples seeds and, independently, clips, both with replacement (bootstrap of crossed factors, Owen 2007). S - 1
     of S seeds are drawn: S of so few would understate the variance between seeds by the factor (S - 1)/S, S - 1 give it without
     bias (Rao and Wu 1988). Percentiles know nothing of Student's t: below about five seeds the interval is still too narrow.
     One seed alone says nothing about others: the interval is then over clips only.
@@ -96,7 +96,9 @@ def bootstrap_difference(metric: Callable[..., np.ndarray], scores_a, scores_b, 
                          confidence: float = 0.95, draws: int = 500, seed: int = 0) -> tuple[float, float, float]:
     """Difference of a metric that is no mean over clips (mAP macro), with the interval of `paired_seeds`.
 
-    A resampled set is a weight for each clip, how often it was drawn: the metric sorts its scores once for all draws.
+    A resampled set is a weight for each clip, how often it was drawn: the metric sorts its scores once for all draws. These are
+    moved so that their mean is the difference found, for they are biased and it is their spread that counts: a class with few
+    positives is missing from many draws, and where one of its positives is drawn twice, each copy helps the other's precision.
 
     Args:
         metric: (scores (N, C), targets (N, C), weights (B, N)) -> (B,), for example `tagging.weighted_map_macro`.
@@ -119,13 +121,14 @@ def bootstrap_difference(metric: Callable[..., np.ndarray], scores_a, scores_b, 
     todo = [scores for model in models for scores in model]
     values = np.stack([metric(scores, targets, weights) for scores in track(todo, len(todo), "score sets resampled")])
     per_seed = values[:len(models[0])] - values[len(models[0]):]                                # (S, draws + 1)
-    return float(per_seed[:, 0].mean()), *_percentiles((chosen * per_seed[:, 1:].T).sum(axis=1), confidence)
+    found, drawn = float(per_seed[:, 0].mean()), (chosen * per_seed[:, 1:].T).sum(axis=1)
+    return found, *_percentiles(drawn - drawn.mean() + found, confidence)
 
 
 def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a - b as (S, N) float64."""
     a, b = (np.atleast_2d(np.asarray(x, dtype=np.float64)) for x in (a, b))
-    if a.ndim != 2 or a.shape[1] != b.shape[1] or not {len(a), len(b)} <= {1, max(len(a), len(b))} or not a.size:
+    if not a.ndim == b.ndim == 2 or a.shape[1] != b.shape[1] or not {len(a), len(b)} <= {1, max(len(a), len(b))} or not a.size:
         raise ValueError(f"a {a.shape} and b {b.shape} must hold the same clips in the same order: (N,), or (S, N) with one S")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise ValueError("a or b holds NaN or infinity; leave out clips that the metric is not defined for, in both")

@@ -43,6 +43,7 @@ BALL = ("poincare", "lorentz")          # geometries in which radius means gener
 FLAT_TEMPERATURE = 0.07                 # where the temperature of a control starts, as in CLAP
 LARGEST_SCALE = 100.0                   # of a trained temperature, as in CLIP and MERU
 PUBLISHED_RADIUS = 0.9                  # where the original code clips points, whatever the curvature
+WATCHED = ("acc@1", "acc@5", "mAP samples", "mAP macro", "AUC macro")       # on validation, after each epoch
 SEED_KEYS = ("epoch", "projection_state_dict", "optimizer_state_dict", "train_loss", "val_loss", "c", "temperature", "embed_dim")
 
 
@@ -101,7 +102,11 @@ class HyperbolicConfig(RunConfig):
 
     def inputs(self) -> tuple[str, ...]:
         """Digest of the frozen model."""
-        return (model_digest(self.backbone),)
+        return (self._digest,)
+
+    @cached_property
+    def _digest(self) -> str:
+        return model_digest(self.backbone)
 
     def space(self) -> "Space":
         """What the trained part is built from."""
@@ -162,6 +167,8 @@ class Projection(nn.Module):
     def __init__(self, features: int, dim: int, space: Space = Space()):
         super().__init__()
         self.space, self.features, self.dim = space, features, dim
+        self.backbone_digest: str | None = None             # of the frozen model that it was trained on, and how many training clips
+        self.class_counts: list[int] | None = None          # each class had; both unknown until it is read from a checkpoint folder
         self.linear = _linear(features, dim)
         self.text_linear = _linear(features, dim) if space.maps == "separate" else None
         self.log_c = nn.Parameter(torch.tensor(math.log(space.c)), requires_grad=space.train_c)
@@ -241,6 +248,7 @@ class Projection(nn.Module):
             raise ValueError(f"{folder}/config.json describes a {entry.get('model_type')!r}, expected {MODEL_TYPE!r}: a checkpoint of notebook 20")
         model = cls(entry["features"], entry["dim"], Space(**entry["space"]))
         model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.backbone_digest, model.class_counts = entry.get("backbone_digest"), entry.get("class_counts")
         return model.eval()
 
 
@@ -260,7 +268,7 @@ class Features:
         nodes: Tensor (n, F), unit vectors of the taxonomy's nodes (without one: of the classes), each the normalised mean over prompts.
         classes: Tensor (C,) int64, node of each class.  edges: Tensor (E, 2) int64 (parent, child).  taxonomy: or None.
         usable: (N,) bool, clips with a label whose audio could be read.  unreadable: clip id -> reason.
-        targets: (N, C) bool.
+        targets: (N, C) bool.  digest: of the frozen model.
     """
 
     manifest: Manifest
@@ -272,6 +280,7 @@ class Features:
     usable: np.ndarray
     unreadable: dict[str, str]
     targets: np.ndarray
+    digest: str
 
     def rows(self, splits: Iterable[str]) -> np.ndarray:
         """Usable rows of some splits, (k,) int64."""
@@ -297,14 +306,21 @@ def features(config: HyperbolicConfig, manifest: Manifest, device: torch.device 
     if taxonomy:
         texts |= {taxonomy.nodes[node]: prompts[name] for node, name in zip(taxonomy.classes, manifest.classes)}
     texts = texts or prompts
-    kept = store(lambda: encoders.load(config.backbone).to(device), manifest, [t for group in texts.values() for t in group],
-                 model_digest(config.backbone), seconds=config.clip_seconds, batch_size=config.encoding_batch, workers=config.workers)
+    digest = config.inputs()[0]
+    kept = store(lambda: encoders.load(config.backbone).to(device), manifest, [t for group in texts.values() for t in group], digest,
+                 seconds=config.clip_seconds, batch_size=config.encoding_batch, workers=config.workers)
     nodes = class_embeddings(texts, lambda group: torch.from_numpy(kept.text[[kept.texts[t] for t in group]]))
     targets = manifest.targets()
     readable = ~manifest.table["clip_id"].isin(list(kept.unreadable)).to_numpy()
     return Features(manifest, kept.audio, nodes, torch.tensor(taxonomy.classes if taxonomy else range(len(prompts))),
                     torch.from_numpy(taxonomy.edges) if taxonomy else torch.zeros(0, 2, dtype=torch.int64), taxonomy,
-                    readable & targets.any(axis=1), kept.unreadable, targets)
+                    readable & targets.any(axis=1), kept.unreadable, targets, digest)
+
+
+def backbone_splits(config: HyperbolicConfig) -> dict[str, list[str]]:
+    """What the frozen model was trained on, data set -> splits, where it is a checkpoint of this workbook; otherwise nothing is known."""
+    trained = (read_json(config.backbone / "training.json") or {}).get("config", {})
+    return {name: trained["fit_splits"] for name in trained.get("dataset", "").split("+") if name}
 
 
 class Hyperbolic:
@@ -389,13 +405,13 @@ class Hyperbolic:
         scores = torch.from_numpy(score(self.model, self.features, rows))
         targets = torch.from_numpy(self.features.targets[rows])
         loss = float(class_loss(scores, targets, "sum" if self.config.tagging_loss == "sum" else "softmax"))
-        return {f"val/{name}": value for name, value in tagging_metrics(scores.numpy(), targets.numpy()).items()} \
-            | {"val/loss": loss, "val/minus loss": -loss}
+        found = tagging_metrics(scores.numpy(), targets.numpy(), ks=(1, 5))
+        return {f"val/{name}": found[name] for name in WATCHED} | {"val/loss": loss, "val/minus loss": -loss}
 
     def save(self, folder: Path) -> Path:
         """Write the model into `folder`: config.json with the frozen model, classes and prompts, model.safetensors, training.json."""
         facts = {"backbone": str(self.config.backbone), "backbone_digest": self.config.inputs()[0], "clip_seconds": self.config.clip_seconds,
-                 "classes": self.manifest.classes, "prompts": class_prompts(self.manifest)}
+                 "classes": self.manifest.classes, "class_counts": self.targets.sum(axis=0).tolist(), "prompts": class_prompts(self.manifest)}
         write_json(folder / "config.json", self.model.config() | facts)
         write_json(folder / "training.json", {"family": self.name, "config": self.config.to_dict()})
         save_file({name: value.detach().contiguous().cpu() for name, value in self.model.state_dict().items()}, folder / "model.safetensors")
@@ -407,8 +423,12 @@ def score(model: Projection | None, found: Features, rows: np.ndarray) -> np.nda
     """Similarities (k, C) float32 of clips and classes.
 
     Args: model: None: cosine of the frozen model's own vectors.  found: of `features`.  rows: the k clips.
+    Raises: ValueError: the projection was trained on another frozen model.
     """
     audio, text = found.clips(rows), found.nodes[found.classes]
+    if model is not None and (model.features != audio.shape[1] or model.backbone_digest not in (None, found.digest)):
+        raise ValueError(f"the projection was trained on vectors of {model.features} numbers by the frozen model {model.backbone_digest or '(unknown)'}, "
+                         f"these are of {audio.shape[1]} by {found.digest}; give the `checkpoint` that it was trained on")
     if model is None:
         return (audio @ text.T).numpy()
     device = model.linear.weight.device

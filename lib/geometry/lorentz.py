@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lib.geometry import poincare
-from lib.geometry.numerics import arsinh, direction, norm, over, polar_distance, prepare, scaled
+from lib.geometry.numerics import TINY, arsinh, direction, edge_gap, norm, over, polar_distance, prepare, scaled
 
 STEEP = 1e-6  # the arc sine is this close to 1 where its slope passes 700; there the gradient of an aperture is 0
 
@@ -60,7 +60,7 @@ def half_aperture(x: Tensor, c: float | Tensor, min_radius: float = 0.1) -> Tens
     if not min_radius > 0:
         raise ValueError(f"min_radius must be above 0, got {min_radius!r}")
     c, x = prepare(c, x)
-    sine = 2 * min_radius / (c.sqrt() * norm(x).clamp(min=1e-20))
+    sine = 2 * min_radius / (c.sqrt() * norm(x).clamp(min=TINY))
     steep = sine > 1 - STEEP
     flat = sine.detach().clamp(max=1).asin()
     return torch.where(steep, flat, torch.where(steep, 0, sine).asin()).to(x.dtype)
@@ -99,7 +99,7 @@ def to_poincare(s: Tensor, c: float | Tensor) -> Tensor:
 def from_poincare(p: Tensor, c: float | Tensor) -> Tensor:
     """Points (..., D) of the Poincaré ball to space parts (..., D), 2p / (1 - c|p|^2)."""
     c, p = prepare(c, p)
-    return scaled(p, 2 / poincare._gap(p, c))
+    return scaled(p, 2 / edge_gap(p, c))
 
 
 def _polar(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

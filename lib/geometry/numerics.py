@@ -52,7 +52,7 @@ def scaled(x: Tensor, factor: Tensor) -> Tensor:
 
 def direction(x: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths (...) and unit vectors (..., D) of rows, float64. A zero row has length TINY and direction 0: its TINY and the
-    1/TINY in the gradient of the direction cancel in the distances below, whose gradient at a zero row is therefore the true one."""
+    1/TINY in the gradient of its direction cancel in the distances below, whose gradient at a zero row is thus the true one."""
     length = norm(x).clamp(min=TINY)
     return length, x.double() * length.reciprocal()[..., None]
 
@@ -62,6 +62,33 @@ def over(function, u: Tensor, third: float) -> Tensor:
     small = u < SMALL
     safe = torch.where(small, 1.0, u)  # where() alone would still send 0 * inf back through the division
     return torch.where(small, 1 + third * u.square(), function(safe) / safe)
+
+
+def edge_gap(x: Tensor, c: Tensor) -> Tensor:
+    """1 - c|x|^2 (...) in float64, at least the eps of the dtype of x. Near the edge this difference decides every distance, so
+    it is formed with twice the digits of the coordinates: float32 in float64, float64 in pairs of them (Dekker 1971)."""
+    gap = 1 - c * norm(x).square()
+    if x.dtype == torch.float64:
+        with torch.no_grad():
+            high, low = _product(x, x)
+            while high.shape[-1] > 1:  # sums of neighbours, and what their rounding leaves
+                if high.shape[-1] % 2:
+                    high, low = (torch.nn.functional.pad(part, (0, 1)) for part in (high, low))
+                one, two = high[..., ::2], high[..., 1::2]
+                high = one + two
+                back = high - one
+                low = low[..., ::2] + low[..., 1::2] + ((one - (high - back)) + (two - back))
+            whole, rest = _product(c, high[..., 0])
+            exact = (1 - whole) - rest - c * low[..., 0]
+        gap = gap + (exact - gap).detach()
+    return gap.clamp(min=torch.finfo(x.dtype).eps)
+
+
+def _product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The rounded product, and what rounding took from it, exactly (Veltkamp's splitting into halves of 26 bits)."""
+    (x1, x2), (y1, y2) = ((head, z - head) for z in (x, y) for head in (z * 134217729 - (z * 134217729 - z),))
+    product = x * y
+    return product, ((x1 * y1 - product) + x1 * y2 + x2 * y1) + x2 * y2
 
 
 class _Arsinh(torch.autograd.Function):

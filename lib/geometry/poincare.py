@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lib.geometry.numerics import arsinh, chord, direction, norm, over, polar_distance, prepare, scaled
+from lib.geometry.numerics import arsinh, chord, direction, edge_gap, norm, over, polar_distance, prepare, scaled
 
 
 def expmap0(v: Tensor, c: float | Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def logmap0(y: Tensor, c: float | Tensor) -> Tensor:
         Tensor (..., D), half as long as the point is away from 0.
     """
     c, y = prepare(c, y)
-    gap = _gap(y, c)
+    gap = edge_gap(y, c)
     return scaled(y, over(lambda r: arsinh(r / gap.sqrt()), c.sqrt() * norm(y), 1 / 3))  # artanh r = arsinh(r / sqrt(1 - r^2))
 
 
@@ -62,7 +62,7 @@ def mobius_add(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
         Tensor (..., D), points of the ball.
     """
     c, x, y = prepare(c, x, y)
-    gap_x, gap_y, s = _gap(x, c), _gap(y, c), x + y
+    gap_x, gap_y, s = edge_gap(x, c), edge_gap(y, c), x + y
     square = c * norm(s).square()
     below = gap_x * gap_y + square  # = 1 + 2c<x,y> + c^2|x|^2|y|^2, of two terms that are not negative
     return project(scaled(s, gap_x / below) + scaled(x, square / below), c)
@@ -77,7 +77,7 @@ def distance(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
         Tensor (...), >= 0.
     """
     c, x, y = prepare(c, x, y)
-    gaps = _gap(x, c) * _gap(y, c)
+    gaps = edge_gap(x, c) * edge_gap(y, c)
     return (2 / c.sqrt() * arsinh(c.sqrt() * norm(x - y) / gaps.sqrt())).to(x.dtype)
 
 
@@ -90,7 +90,7 @@ def midpoint(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
         Tensor (..., D), points of the ball.
     """
     c, x, y = prepare(c, x, y)
-    gap_x, gap_y = _gap(x, c), _gap(y, c)
+    gap_x, gap_y = edge_gap(x, c), edge_gap(y, c)
     gaps = gap_x * gap_y
     below = gap_x + gap_y * (1 - gap_x) + (gaps * (gaps + c * norm(x - y).square())).sqrt()
     return project(scaled(x, gap_y / below) + scaled(y, gap_x / below), c)
@@ -109,7 +109,7 @@ def einstein_midpoint(points: Tensor, c: float | Tensor, weights: Tensor | None 
         ValueError: weights that are negative, or all 0 for some mean.
     """
     c, points = prepare(c, points)
-    gap = _gap(points, c)
+    gap = edge_gap(points, c)
     weights = torch.ones_like(gap) if weights is None else weights.double()
     if (weights < 0).any() or not (weights.sum(-1) > 0).all():
         raise ValueError("weights must be >= 0, and at least one of each mean above 0")
@@ -132,7 +132,7 @@ def pairwise_distance(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
         Tensor (N, M), >= 0, and 0 for equal points.
     """
     c, x, y = prepare(c, x, y)
-    row, column = (c / _gap(x, c)).sqrt().to(x.dtype), _gap(y, c).rsqrt().to(x.dtype)
+    row, column = (c / edge_gap(x, c)).sqrt().to(x.dtype), edge_gap(y, c).rsqrt().to(x.dtype)
     return (2 / c.sqrt()).to(x.dtype) * arsinh(chord(x, y, x.dtype) * row[:, None] * column)
 
 
@@ -156,30 +156,3 @@ def pairwise_distance_from_tangents(v: Tensor, w: Tensor, c: float | Tensor) -> 
 def _inside(x: Tensor) -> float:
     """The largest sqrt(c)|x| of a returned point: c|x|^2 < 1 also after the rounding of its coordinates and of that sum."""
     return 1 - 4 * torch.finfo(x.dtype).eps
-
-
-def _gap(x: Tensor, c: Tensor) -> Tensor:
-    """1 - c|x|^2 (...) in float64, at least the eps of the dtype of x. Near the edge this difference decides every distance, so
-    it is formed with twice the digits of the coordinates: float32 in float64, float64 in pairs of them (Dekker 1971)."""
-    gap = 1 - c * norm(x).square()
-    if x.dtype == torch.float64:
-        with torch.no_grad():
-            high, low = _product(x, x)
-            while high.shape[-1] > 1:  # sums of neighbours, and what their rounding leaves
-                if high.shape[-1] % 2:
-                    high, low = (torch.nn.functional.pad(part, (0, 1)) for part in (high, low))
-                one, two = high[..., ::2], high[..., 1::2]
-                high = one + two
-                back = high - one
-                low = low[..., ::2] + low[..., 1::2] + ((one - (high - back)) + (two - back))
-            whole, rest = _product(c, high[..., 0])
-            exact = (1 - whole) - rest - c * low[..., 0]
-        gap = gap + (exact - gap).detach()
-    return gap.clamp(min=torch.finfo(x.dtype).eps)
-
-
-def _product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The rounded product, and what rounding took from it, exactly (Veltkamp's splitting into halves of 26 bits)."""
-    (x1, x2), (y1, y2) = ((head, z - head) for z in (x, y) for head in (z * 134217729 - (z * 134217729 - z),))
-    product = x * y
-    return product, ((x1 * y1 - product) + x1 * y2 + x2 * y1) + x2 * y2

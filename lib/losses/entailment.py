@@ -13,7 +13,8 @@ from torch import Tensor
 from lib.geometry import lorentz
 
 
-def cone_excess(general: Tensor, specific: Tensor, c: float | Tensor, *, min_radius: float = 0.1, aperture_scale: float = 1.0) -> Tensor:
+def cone_excess(general: Tensor, specific: Tensor, c: float | Tensor, *, min_radius: float = 0.1,
+                aperture_scale: float = 1.0) -> Tensor:
     """By how much each specific point lies outside the cone of its general point.
 
     Args:
@@ -28,7 +29,7 @@ def cone_excess(general: Tensor, specific: Tensor, c: float | Tensor, *, min_rad
         ValueError: shapes differ, or c, min_radius or aperture_scale is not above 0.
     """
     if general.shape != specific.shape or general.ndim != 2:
-        raise ValueError(f"general {tuple(general.shape)} and specific {tuple(specific.shape)} must have one shape (pairs, dimensions)")
+        raise ValueError(f"general {tuple(general.shape)} and specific {tuple(specific.shape)} must have one shape (pairs, size)")
     if not 0 < aperture_scale < math.inf:
         raise ValueError(f"aperture_scale must be positive and finite, got {aperture_scale}")
     with torch.autocast(general.device.type, enabled=False):

@@ -3,17 +3,19 @@
 Convention: sample k of a window is sample `round(start * sample_rate) + k` of the fully decoded and resampled file, to
 float rounding (1e-6), so a window does not depend on where the decoder started. Waveforms are float32, full scale is -1 to 1,
 time runs along the last axis. What decides is the content of a file, never its name: libsndfile reads wav, flac, ogg, mp3,
-aiff, ...; FFmpeg (PyAV) reads the rest (m4a, mp4, webm, wma, ..., and mp3 that does not state its length).
+aiff, ...; FFmpeg (PyAV) reads the rest (m4a, mp4, webm, wma, ..., and mp3 that does not state its length). A path may also
+address a row of a parquet file, see `lib.media.shards`; what it holds is decoded in memory, to the same samples.
 """
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import av
 import numpy as np
@@ -34,7 +36,11 @@ BLOCK = 2**18  # samples that `blocks` decodes at a time
 
 
 class AudioError(ValueError):
-    """A file cannot be read as audio; the message names it and says what to do."""
+    """A file cannot be read as audio; the message names it and says what to do. `reason`: one of those that lib.data.health counts."""
+
+    def __init__(self, message: str, reason: str = "unreadable"):
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -185,19 +191,42 @@ def _polyphase(up: int, down: int) -> tuple[np.ndarray, int, int, int, int]:
     return filters.astype(np.float32), start, hop, margin, step
 
 
-def _open(path: str | Path):
-    """The file as a context manager with sample_rate, channels, frames, codec and read(begin, end) -> (samples, channels)."""
+def encoded(path: str | Path) -> BinaryIO | None:
+    """The undecoded bytes of a file, or of a row of a parquet file, as a stream; None for a row that holds samples."""
+    source = _source(path)
+    return None if isinstance(source, tuple) else _stream(source)
+
+
+def _source(path: str | Path) -> str | bytes | tuple[np.ndarray, int]:
+    """The absolute path of a file; or what a row of a parquet file holds."""
     name = os.path.abspath(path)  # a bare "-" would be the standard input for libsndfile
     if not os.path.isfile(name):
+        if ".parquet#" in name:
+            from lib.media import shards  # imports pyarrow, which few processes need
+
+            if (row := shards.parse(name)) and os.path.isfile(row.file):
+                return shards.read_row(row)
         found = "is a folder, not a file" if os.path.isdir(name) else "does not exist"
         raise AudioError(f"{path}: {found}; correct the path or prepare the data set again")
     if os.path.getsize(name) == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes); fetch it again or remove it")
+        raise AudioError(f"{path}: the file is empty (0 bytes); fetch it again or remove it", "empty")
+    return name
+
+
+def _stream(source: str | bytes) -> BinaryIO:
+    return open(source, "rb") if isinstance(source, str) else io.BytesIO(source)
+
+
+def _open(path: str | Path):
+    """The file as a context manager with sample_rate, channels, frames, codec and read(begin, end) -> (samples, channels)."""
+    source = _source(path)
+    if isinstance(source, tuple):
+        return _Samples(*source)
     try:
-        return _Libsndfile(name)
+        return _Libsndfile(source)
     except _Libsndfile.refusals:
         try:
-            return _FFmpeg(name)
+            return _FFmpeg(source)
         except _FFmpeg.errors as error:
             raise _undecodable(path, error) from error
 
@@ -216,9 +245,9 @@ def _preroll(rate: int) -> int:
     return round((PREROLL if rate > 24000 else PREROLL_LOW) * rate)
 
 
-def _counts_frames(name: str) -> bool:
+def _counts_frames(source: str | bytes) -> bool:
     """Whether an MP3 file begins with a Xing, Info or VBRI header, the only ones that tell how long it is."""
-    with open(name, "rb") as stream:
+    with _stream(source) as stream:
         head = stream.read(10)
         tag = 10 + sum(byte << 7 * place for place, byte in enumerate(head[:5:-1])) if head[:3] == b"ID3" else 0
         stream.seek(tag)
@@ -226,14 +255,40 @@ def _counts_frames(name: str) -> bool:
     return any(mark in start for mark in (b"Xing", b"Info", b"VBRI"))
 
 
+class _Samples:
+    """Samples (n, channels) that are at hand."""
+
+    errors = ()
+    codec = "array/float32"
+
+    def __init__(self, signal: np.ndarray, sample_rate: int):
+        self.signal, self.sample_rate = signal, sample_rate
+        self.frames, self.channels = signal.shape
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def read(self, begin: int, end: int | None) -> np.ndarray:
+        return self.signal[begin:end]
+
+    def blocks(self, largest: int) -> Iterator[np.ndarray]:
+        return (self.signal[at:at + largest] for at in range(0, self.frames, largest))
+
+
 class _Libsndfile:
     errors = soundfile.LibsndfileError
     refusals = (soundfile.SoundFileRuntimeError, TypeError)  # TypeError: a name ending in .raw; soundfile wants a format for it
 
-    def __init__(self, name: str):
-        # Bytes, because soundfile refuses a str that is not valid Unicode; Windows has no such names.
-        self.file = soundfile.SoundFile(name if os.name == "nt" else os.fsencode(name))
-        if self.file.format == "MP3" and not _counts_frames(name):
+    def __init__(self, source: str | bytes):
+        if isinstance(source, bytes):
+            source_file = io.BytesIO(source)
+        else:  # a name as bytes, because soundfile refuses a str that is not valid Unicode; Windows has no such names
+            source_file = source if os.name == "nt" else os.fsencode(source)
+        self.file = soundfile.SoundFile(source_file)
+        if self.file.format == "MP3" and not _counts_frames(source):
             self.file.close()
             raise soundfile.SoundFileRuntimeError("libsndfile would guess the length, and cut off what goes beyond it")
         self.sample_rate, self.channels, self.frames = self.file.samplerate, self.file.channels, self.file.frames
@@ -274,8 +329,8 @@ class _Libsndfile:
 class _FFmpeg:
     errors = (av.FFmpegError, ValueError)  # ValueError: PyAV's own, such as a sample rate that changes within the stream
 
-    def __init__(self, name: str):
-        self.url, self.container = f"file:{name}", None  # "file:" keeps a name with a colon from being taken for a protocol
+    def __init__(self, source: str | bytes):
+        self.source, self.container = source, None
         self._restart()
         try:
             context = self.stream.codec_context
@@ -303,7 +358,9 @@ class _FFmpeg:
         """Open the file anew: seeking back to the start would decode the encoder's padding that the first pass drops."""
         if self.container is not None:
             self.container.close()
-        self.container = av.open(self.url, metadata_errors="replace", options={"protocol_whitelist": "file"})
+        # "file:" keeps a name with a colon from being taken for a protocol
+        file = f"file:{self.source}" if isinstance(self.source, str) else io.BytesIO(self.source)
+        self.container = av.open(file, metadata_errors="replace", options={"protocol_whitelist": "file"})
         if not self.container.streams.audio:
             self.container.close()
             raise ValueError("it has no audio stream")

@@ -1,4 +1,4 @@
-"""Projections: a picture that can be exact is exact, the radius is kept where that is said, and figures equal written-out ones."""
+"""Projections: a picture that can be exact is exact, radii are kept where that is said, figures equal written-out ones."""
 from __future__ import annotations
 
 import numpy as np
@@ -39,7 +39,8 @@ def test_points_of_a_plane_are_recovered_whatever_its_rotation(project, dim, c):
     found = project(torch.from_numpy(v), torch.tensor(c))
     assert found.distortion["worst relative error"] < 1e-6 and found.distortion["trustworthiness@10"] == 1
     assert found.distortion["Spearman of distances"] > 1 - 1e-9
-    assert np.allclose(disk_distance(found.points, found.points, c)[np.triu_indices(60, 1)], found.true[np.triu_indices(60, 1)], rtol=1e-5)
+    pairs = np.triu_indices(60, 1)
+    assert np.allclose(disk_distance(found.points, found.points, c)[pairs], found.true[pairs], rtol=1e-5)
 
 
 @pytest.mark.parametrize("c", [0.1, 1.0])

@@ -1,5 +1,5 @@
-"""Entailment cones from tangents against MERU's formulas on the sheet, written out in 60 digits; closed forms; gradients
-everywhere.""" import math
+"""Entailment cones from tangents against MERU's formulas on the sheet in 60 digits; closed forms; gradients everywhere."""
+import math
 
 import mpmath
 import pytest
@@ -8,18 +8,18 @@ import torch
 from lib.losses.entailment import cone_excess, entailment_loss
 
 
-def on_the_sheet(general, specific, c, min_radius=0.1, scale=1.0):
+def on_the_sheet(general, specific, c, min_radius=0.1, aperture_scale=1.0):
     """MERU's exterior angle minus the scaled half-aperture of one pair, in mpmath."""
     with mpmath.workdps(60):
         c = mpmath.mpf(c)
         dot = lambda u, w: sum(p * q for p, q in zip(u, w))
-        lift = lambda v: (lambda n: [mpmath.sinh(mpmath.sqrt(c) * n) / (mpmath.sqrt(c) * n) * 2 * p for p in v])(2 * mpmath.sqrt(dot(v, v))) if any(v) else v
-        x, y = (lift([mpmath.mpf(p) for p in v.tolist()]) for v in (general, specific))
+        x, y = ([2 * mpmath.mpf(p) for p in v.tolist()] for v in (general, specific))
+        x, y = ([mpmath.sinh(a) / a * p for p in v] for v in (x, y) for a in [mpmath.sqrt(c * dot(v, v))])
         x_time, y_time = (mpmath.sqrt(1 / c + dot(s, s)) for s in (x, y))
         inner = c * (dot(x, y) - x_time * y_time)
         angle = mpmath.acos((y_time + inner * x_time) / (mpmath.sqrt(dot(x, x)) * mpmath.sqrt(inner ** 2 - 1)))
         aperture = mpmath.asin(min(mpmath.mpf(1), 2 * mpmath.mpf(min_radius) / (mpmath.sqrt(c) * mpmath.sqrt(dot(x, x)))))
-        return float(angle - mpmath.mpf(scale) * aperture)
+        return float(angle - mpmath.mpf(aperture_scale) * aperture)
 
 
 def pairs(count=40, size=5, seed=0, dtype=torch.float64):
@@ -34,9 +34,10 @@ def test_against_the_formulas_on_the_sheet(c):
     general, specific = pairs()
     general, specific = general / c ** 0.5, specific / c ** 0.5
     for keywords in ({}, {"min_radius": 0.3, "aperture_scale": 0.7}):
-        expected = [on_the_sheet(x, y, c, keywords.get("min_radius", 0.1), keywords.get("aperture_scale", 1.0)) for x, y in zip(general, specific)]
+        expected = [on_the_sheet(x, y, c, **keywords) for x, y in zip(general, specific)]
         assert cone_excess(general, specific, c, **keywords).tolist() == pytest.approx(expected, abs=1e-9)
-        assert entailment_loss(general, specific, c, **keywords).item() == pytest.approx(sum(max(0, e) for e in expected) / 40, abs=1e-9)
+        loss = entailment_loss(general, specific, c, **keywords).item()
+        assert loss == pytest.approx(sum(max(0, e) for e in expected) / 40, abs=1e-9) and loss > 0
     # float32 of the same numbers; the exact value is that of the rounded tangents
     low = cone_excess(general.float(), specific.float(), c)
     expected = [on_the_sheet(x, y, c) for x, y in zip(general.float().double(), specific.float().double())]
@@ -44,8 +45,8 @@ def test_against_the_formulas_on_the_sheet(c):
 
 
 def test_closed_forms():
-    """Further out on the same ray: inside; nearer, or on the far side: angle pi; nearly the same point in a right angle: pi /
-    2.""" ray = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
+    """Further out on the same ray: inside; nearer, or on the far side: angle pi; in flat space: a right angle."""
+    ray = torch.tensor([[0.6, 0.8]], dtype=torch.float64)
     aperture = math.asin(0.2 / math.sinh(2))
     assert cone_excess(ray, 2 * ray, 1.0).item() == pytest.approx(-aperture, abs=1e-12)
     assert entailment_loss(ray, 2 * ray, 1.0) == 0
@@ -58,14 +59,15 @@ def test_closed_forms():
 
 def test_curvature_only_sets_the_unit_of_length():
     general, specific = pairs(seed=2)
-    torch.testing.assert_close(cone_excess(general, specific, 1.0), cone_excess(general / 0.3, specific / 0.3, 0.09), atol=1e-12, rtol=0)
+    scaled = cone_excess(general / 0.3, specific / 0.3, 0.09)
+    torch.testing.assert_close(cone_excess(general, specific, 1.0), scaled, atol=1e-12, rtol=0)
 
 
 def test_gradients():
     general, specific = (v.requires_grad_() for v in pairs(8, 3))
     c = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, y, c: cone_excess(x, y, c), (general, specific, c), atol=1e-8, rtol=1e-5)
-    assert torch.autograd.gradcheck(lambda x, y, c: entailment_loss(x, y, c, weights=torch.arange(8)), (general, specific, c), atol=1e-8, rtol=1e-5)
+    for function in (cone_excess, lambda *vectors: entailment_loss(*vectors, weights=torch.arange(8))):
+        assert torch.autograd.gradcheck(function, (general, specific, c), atol=1e-8, rtol=1e-5)
 
 
 @pytest.mark.parametrize("c", [1e-4, 0.1, 1.0, 10.0])
@@ -74,7 +76,7 @@ def test_nothing_is_ever_non_finite(c):
     base = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     base = torch.cat([base, torch.eye(6)[:1], torch.zeros(1, 6)])
     for scale in (0, 1e-30, 1e-8, 1e-4, 0.1, 1, 10, 50, 1e4):
-        for specific in (base, base * (1 + 1e-7), -base, 2 * base, base / 2, base.roll(1, 0), torch.zeros_like(base), base + 1e-4):
+        for specific in (base, base * (1 + 1e-7), -base, 2 * base, base / 2, base.roll(1, 0), 0 * base, base + 1e-4):
             x, y = (base * scale).requires_grad_(), (specific * scale).requires_grad_()
             curvature = torch.tensor(c, requires_grad=True)
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -115,7 +117,7 @@ def test_weights_and_no_pairs():
         entailment_loss(general, specific, 1.0, weights=torch.ones(5))
 
 
-@pytest.mark.parametrize("keywords", [{"c": 0.0}, {"c": -1.0}, {"c": float("nan")}, {"min_radius": 0.0}, {"aperture_scale": -1.0}])
+@pytest.mark.parametrize("keywords", [{"c": 0.0}, {"c": -1.0}, {"c": math.nan}, {"min_radius": 0.0}, {"aperture_scale": -1.0}])
 def test_refusals(keywords):
     with pytest.raises(ValueError, match=next(iter(keywords))):
         cone_excess(torch.ones(2, 3), torch.ones(2, 3), **{"c": 1.0, **keywords})
