@@ -216,6 +216,8 @@ PARAMETERS: dict[str, Parameter] = {
                             "project's loss and fixed temperature)", choices=("hyperbolic", "cones", "seed")),
     "controls": Parameter(list, "what they are judged by: the frozen model, the same map with cosine or Euclidean distance, rankers that hear "
                                 "nothing", choices=("frozen", "cosine", "euclidean", "constant", "frequency")),
+    "atlas_epochs": Parameter(int, "passes of the Poincare embedding over the pairs of the taxonomy", 1, 100_000),
+    "atlas_dims": Parameter(list, "dimensions in which the taxonomy is embedded; the picture is the one in 2", 2, 512, item=int),
     "projection_checkpoint": Parameter(Path, "trained projection: folder, or .pth of the original project; None: notebook 20's", optional=True),
     "use_hyperbolic": Parameter(bool, "score the projection; otherwise the frozen model's cosine alone"),
     "top_k": Parameter(int, "classes that are written for each clip", 1, 1000),

@@ -58,7 +58,6 @@ def publish(folder, *, layout="seed", train=40, eval=16, duration=1.0, sample_ra
 
     Returns: dicts (part, video_id, labels: display names, shard: relative to the folder, row, content: FLAC bytes), in order.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tables(folder)
     written = []
     for part, count in (("train", train), ("eval", eval)):
@@ -67,8 +66,8 @@ def publish(folder, *, layout="seed", train=40, eval=16, duration=1.0, sample_ra
             own = [clips[k] for k in rows]
             name = f"{FOLDERS[layout][part]}/{number:02d}.parquet"
             audio = [{"bytes": clip["content"], "path": f"audio/{clip['video_id']}.flac"} for clip in own]
-            shard(folder / name, row_group=row_group, video_id=[clip["video_id"] for clip in own], audio=pa.array(audio, type=BYTES),
-                  labels=[[ONTOLOGY[label][0] for label in clip["labels"]] for clip in own],
+            shard(folder / name, row_group=row_group, video_id=[clip["video_id"] for clip in own],
+                  audio=pa.array(audio, type=BYTES), labels=[[ONTOLOGY[label][0] for label in clip["labels"]] for clip in own],
                   human_labels=[clip["labels"] for clip in own])
             written += [clip | {"shard": name, "row": row} for row, clip in enumerate(own)]
     return written
@@ -76,12 +75,14 @@ def publish(folder, *, layout="seed", train=40, eval=16, duration=1.0, sample_ra
 
 def tables(folder):
     """Class table and ontology as they are published, of the classes above."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "class_labels_indices.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["index", "mid", "display_name"])
         writer.writerows([index, ONTOLOGY[name][0], name] for index, name in enumerate(CLASSES))
     entries = [{"id": mid, "name": name, "description": "", "restrictions": ["abstract"] if name in NO_CLASS else [],
-                "child_ids": [below for below, parents in ONTOLOGY.values() if name in parents]} for name, (mid, _) in ONTOLOGY.items()]
+                "child_ids": [below for below, parents in ONTOLOGY.values() if name in parents]}
+               for name, (mid, _) in ONTOLOGY.items()]
     (folder / "ontology.json").write_text(json.dumps(entries), encoding="utf-8")
 
 

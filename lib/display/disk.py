@@ -94,7 +94,7 @@ class Atlas:
     def of(cls, taxonomy: Taxonomy, points: np.ndarray, **more) -> "Atlas":
         """Names, edges, depths and branches (the first of the top nodes above a node) of a taxonomy; `more`: other arguments."""
         tops = np.flatnonzero(taxonomy.depth == 1)
-        single = len(tops) == 1 and len(taxonomy) > 1       # a root: what lies directly under it are the branches
+        single = len(tops) == 1 and len(taxonomy) > 1 and not taxonomy.rooted       # a root: the branches lie directly under it
         if single:
             tops = np.flatnonzero(taxonomy.depth == 2)
         above = taxonomy.ancestors[:, tops]

@@ -157,9 +157,9 @@ def _ranked(points: Tensor, above: Tensor, geometry: str) -> Iterator[tuple[Tens
         count = mine.sum(1, keepdim=True)
         near = distance.masked_fill(~mine, torch.inf).sort(1).values[:, :int(count.max())].contiguous()
         before = torch.searchsorted(distance.masked_fill(none, torch.inf).sort(1).values, near, right=True)
-        place = torch.arange(1, near.shape[1] + 1)
+        place = torch.arange(1, near.shape[1] + 1, dtype=torch.float64)
         there = place <= count
-        yield (place / (place + before) * there).double().sum(1) / count[:, 0], before[there] + 1
+        yield (place / (place + before) * there).sum(1) / count[:, 0], before[there] + 1
 
 
 def mobius_center(points: Tensor, root: int) -> Tensor:

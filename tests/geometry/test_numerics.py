@@ -1,4 +1,4 @@
-"""Distances of rows by one matrix product: values and gradients against differences, in full precision whatever is allowed elsewhere."""
+"""Distances of rows by one matrix product: values, gradients, and full precision whatever is allowed elsewhere."""
 import pytest
 import torch
 

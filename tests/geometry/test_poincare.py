@@ -97,7 +97,7 @@ def test_against_geoopt(c, scale):
     torch.testing.assert_close(expmap0(v, c), x, **same)
     torch.testing.assert_close(logmap0(x, c), stereographic.logmap0(x, k=k), **same)
     torch.testing.assert_close(mobius_add(x, y, c), stereographic.mobius_add(x, y, k=k), **same)
-    if scale == 3:  # points up to 12 apart, where geoopt's artanh near 1 loses digits: mpmath, above, says which of the two is right
+    if scale == 3:  # points up to 12 apart, where geoopt's artanh near 1 loses digits: mpmath, above, says which one is right
         same = dict(rtol=2e-9, atol=1e-9 / c ** 0.5)
     torch.testing.assert_close(distance(x, y, c), stereographic.dist(x, y, k=k), **same)
     for pairs in (pairwise_distance(x, y, c), pairwise_distance_from_tangents(v, w, c)):
@@ -245,7 +245,8 @@ def test_gradients_float64():
     log_c = torch.tensor(-0.3, dtype=torch.float64)
     inputs = [z.clone().requires_grad_() for z in (v, w, log_c)]
     for function in (lambda v, w, k: expmap0(v, k), lambda v, w, k: logmap0(v / 3, k),
-                     lambda v, w, k: mobius_add(v / 3, w / 3, k), lambda v, w, k: midpoint(v / 3, w / 3, k), lambda v, w, k: distance(v / 3, w / 3, k),
+                     lambda v, w, k: mobius_add(v / 3, w / 3, k), lambda v, w, k: midpoint(v / 3, w / 3, k),
+                     lambda v, w, k: distance(v / 3, w / 3, k),
                      lambda v, w, k: einstein_midpoint(v / 3, k, w.square().sum(-1) + 1), pairwise_distance_from_tangents,
                      lambda v, w, k: pairwise_distance(expmap0(v, k), expmap0(w, k), k),
                      lambda v, w, k: pairwise_distance_from_tangents(300 * v[:2], 200 * w[2:], k)):

@@ -83,7 +83,8 @@ def test_pairwise_distance_is_faster_than_broadcasting_and_exact():
     finally:
         torch.set_num_threads(before)
     truth = {NAMES[0]: exact(x, y), NAMES[1]: exact_from_tangents(v, w)}
-    print(f"\n{N} x {M} x {D}, medians of {REPETITIONS} rounds in turns; required: {FASTER} times faster than geoopt by broadcasting")
+    print(f"\n{N} x {M} x {D}, medians of {REPETITIONS} rounds in turns; required: {FASTER} times faster than "
+          "geoopt by broadcasting")
     for name in NAMES:
         same = truth[name] == 0
         error = (found[name] - truth[name]).abs() / truth[name].where(~same, 1)
@@ -141,7 +142,8 @@ def test_memory_is_that_of_the_matrix(which, gradients):
     n, m = 4 * N, 4 * M
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", MEASURE, *map(str, (n, m, D, which, gradients))], cwd=root,
-                          stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(root)})
+                          stdout=subprocess.PIPE, text=True, check=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(root)})
     used, matrix = json.loads(done.stdout.splitlines()[-1]), 4 * n * m
     print(f"\n{n} x {m} x {D} from {NAMES[which]}, {'with gradients' if gradients else 'distances'}: {used / 1e6:.0f} MB, "
           f"as much as {used / matrix:.1f} matrices (at most {MOST_MATRICES[gradients]}; all differences: {D})")
