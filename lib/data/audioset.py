@@ -92,7 +92,8 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     info["repeated"] = dict([(video, times) for video, times in several.items() if times > 1][:LISTED])
     for row in rows:
         video = row["video_id"]
-        row["clip_id"] = video if several[video] == 1 else f"{video} ({row['shard']}#{row['row']})"
+        spot = row.pop("spot")
+        row["clip_id"] = video if several[video] == 1 else f"{video} ({spot})"
         row["split"] = "test" if row.pop("part") == "eval" else "train" if _place(video, split_seed) < train_ratio else "val"
         row["captions"] = [text for label in row["labels"] for text in fill(TEMPLATES, label)]
     part = sample(Manifest(pd.DataFrame(rows).assign(start=0.0, duration=0.0), "audioset", root, info), num_samples, seed)
@@ -184,9 +185,10 @@ def _rows(root: Path, part: str, shard: Path, array_sample_rate: int | None) -> 
     columns = (cells.get(column, nothing) for column in ("video_id", "labels", "human_labels"))
     for number, (video, mids, names) in enumerate(zip(*columns)):
         video = video.decode(errors="replace") if isinstance(video, bytes) else video
-        video = f"{file}#{number}" if video is None or not str(video).strip() else str(video).strip()
-        yield {"path": str(Row(file, number, rate)), "shard": file, "row": number, "part": part, "video_id": video,
-               "mids": parse_labels(mids), "names": parse_labels(names)}
+        spot = f"{shard.parent.name}/{shard.name}#{number}"  # the same when this folder is prepared by itself
+        video = "" if video is None else str(video).strip()
+        yield {"path": str(Row(file, number, rate)), "shard": file, "row": number, "part": part, "spot": spot,
+               "video_id": video or spot, "mids": parse_labels(mids), "names": parse_labels(names)}
 
 
 def _check_row_groups(shard: Path, metadata: pq.FileMetaData) -> None:
@@ -196,8 +198,9 @@ def _check_row_groups(shard: Path, metadata: pq.FileMetaData) -> None:
         columns = (group.column(c) for c in range(group.num_columns))
         size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema.split(".")[0] == COLUMN)
         if size > LARGEST:
-            raise ValueError(f"{shard}: row group {g} holds {size:,} bytes of audio in {group.num_rows} rows, which takes too much "
-                             "memory to read; write it again with pyarrow.parquet.write_table(table, file, row_group_size=100)")
+            raise ValueError(f"{shard}: row group {g} holds {size:,} bytes of audio in {group.num_rows} rows, which takes too "
+                             "much memory to read; write it again with pyarrow.parquet.write_table(table, file, "
+                             "row_group_size=100)")
 
 
 def _find(data_root: Path | None) -> tuple[Path, dict[str, Path]]:
@@ -209,9 +212,9 @@ def _find(data_root: Path | None) -> tuple[Path, dict[str, Path]]:
         return root, {"eval" if root.name.lower() == "eval" else "train": root}
     if not found:
         empty = [f"nor in {name}/" for names in FOLDERS.values() for name in names if (root / name).is_dir()]
-        raise FileNotFoundError(f"AudioSet: no .parquet shards in {', '.join([str(root), *empty])}; expected train_balanced/ and eval/, "
-                                "or data/bal_train/ and data/eval/, or shards in the folder itself. Run `python -m lib.data "
-                                "download audioset` (50 GB), or set data_root to the folder that has them")
+        raise FileNotFoundError(f"AudioSet: no .parquet shards in {', '.join([str(root), *empty])}; expected train_balanced/ and "
+                                "eval/, or data/bal_train/ and data/eval/, or shards in the folder itself. Run `python -m "
+                                "lib.data download audioset` (50 GB), or set data_root to the folder that has them")
     if len(found) == 1:
         warnings.warn(f"AudioSet: of the folders of shards, {root} has {next(iter(found.values())).name}/ only, so there is no "
                       f"{'test split' if 'train' in found else 'train and no val split'}", stacklevel=4)
@@ -252,7 +255,7 @@ def download(folder: Path | None = None) -> Path:
             transfer.fetch(url, file)
     classes = class_table(table)
     if len(classes) != CLASSES:
-        raise transfer.DownloadError(f"{table}: {len(classes)} classes, the published table has {CLASSES}; remove it and try again")
+        raise transfer.DownloadError(f"{table}: {len(classes)} classes, the published one has {CLASSES}; remove it and try again")
     read_ontology(ontology, classes)
     again = "check the connection (and that HF_HUB_OFFLINE is not set) and run the same command again: it goes on"
     wanted = {part: names[1] for part, names in FOLDERS.items()}

@@ -87,10 +87,11 @@ class HyperbolicConfig(RunConfig):
                 raise ParameterError(f"HyperbolicConfig: {name} needs a curved space: use geometry 'poincare' or 'lorentz', not "
                                      f"{self.geometry!r}, or leave {name} out")
 
-    def prepare(self) -> Manifest:
-        """The data set's manifest, prepared or read."""
+    def prepare(self, splits: Iterable[str] = ("train", "val")) -> Manifest:
+        """The data set's manifest, prepared or read; of a data set that is large (AudioSet), only some of its splits."""
         understood = data.data_set_options(self.dataset)
         asked = {"clip_seconds": self.scene_seconds} if "soundscapes" in self.dataset.split("+") else {}
+        asked |= {"splits": tuple(splits)} if "splits" in understood else {}
         asked |= {name: getattr(self, name) for name in ("train_ratio", "class_labels", "ontology", "array_sample_rate")
                   if name in understood and getattr(self, name) is not None}
         return data.prepare(self.dataset, data_root=self.data_root, num_samples=self.num_samples, workers=self.threads, **asked)

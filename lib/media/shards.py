@@ -1,13 +1,13 @@
 """Clips that lie in parquet files: the audio of one row, found without loading the file.
 
 Convention: a row is addressed like a file, "train_balanced/00.parquet#17" (rows count from 0), with "@16000" behind it where the
-sample rate in Hz of a bare array is known from elsewhere. `lib.media.audio` and all that is built on it take such addresses; a real
-file of such a name comes first. The column `audio` holds encoded files (`bytes`), or samples: a list of numbers, or of one list a
-channel (or a moment), by itself or as `array` beside `sampling_rate`.
+sample rate in Hz of a bare array is known from elsewhere. `lib.media.audio` and all that is built on it take such addresses; a
+real file of such a name comes first. The column `audio` holds encoded files (`bytes`), or samples: a list of numbers, or of one
+list a channel (or a moment), by itself or as `array` beside `sampling_rate`.
 
-A thread keeps one place in one row group open and goes forward from there, row by row: clips in their order cost one pass over each
-row group, in the memory of its largest page (which may be the whole row group, and takes some three times its size). A row that
-lies behind begins its row group again, so a random order is slow.
+A thread keeps one place in one row group open and goes forward from there, row by row: clips in their order cost one pass over
+each row group, in two to three times the memory of its largest page, which may be the whole row group. A row that lies behind
+begins its row group again: in a random order, reading costs several times as much as decoding.
 """
 from __future__ import annotations
 
@@ -168,8 +168,8 @@ def _floats(row: Row, values: pa.Array) -> np.ndarray:
     if bits == 64:  # what lists of Python's numbers become, whatever they were before
         bits = 16
         if np.nanmax(np.abs(numbers), initial=0.0) > 2**15:
-            raise AudioError(f"{row}: 64-bit whole numbers beyond 16 bits have no known full scale; store int16, int32, or floats "
-                             "of -1 to 1")
+            raise AudioError(f"{row}: 64-bit whole numbers beyond 16 bits have no known full scale; store int16, int32, or "
+                             "floats of -1 to 1")
     elif pa.types.is_unsigned_integer(kind):
         middle = 2.0 ** (bits - 1)
     return ((numbers - middle) / 2.0 ** (bits - 1)).astype(np.float32)

@@ -173,7 +173,7 @@ def test_names_alone_and_a_table_without_mids(tmp_path, names):
     (tmp_path / "mine.json").write_text(json.dumps({name: i for i, name in enumerate(tiny.CLASSES)}))
     manifest = prepare(root / "eval", class_labels=str(tmp_path / "mine.json"))
     assert list(manifest.table["labels"]) == [["Male speech, man speaking"], ["Dog", "Bird vocalization, bird call, bird song"], ["Music"], ["Dog"]]
-    assert list(manifest.table["clip_id"]) == [f"00.parquet#{k}" for k in range(4)] and manifest.info["ontology"] is None
+    assert list(manifest.table["clip_id"]) == [f"eval/00.parquet#{k}" for k in range(4)] and manifest.info["ontology"] is None
     assert Taxonomy.of(manifest) is None and audio.probe(manifest.file(2)).duration == 0.2
     named = prepare(root / "eval", class_labels=str(tmp_path / "mine.json"), ontology=str(_ontology(tmp_path)))
     assert len(Taxonomy.of(named)) == len(tiny.ONTOLOGY), "the ontology by name, where the table has no MIDs"
@@ -362,13 +362,16 @@ def test_the_real_class_table_and_ontology(tmp_path):
 
 def test_download(tmp_path, monkeypatch):
     """With a hub that is not there, one that sends half, and one that sends all; nothing is asked for over a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment when it is imported
     asked, numbers = [], {}
 
     def fetch(url, path):
         asked.append(url)
-        tiny.tables(path.parent)
+        tiny.tables(tmp_path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / path.name, path)
     monkeypatch.setattr(download, "fetch", fetch)
-    with pytest.raises(download.DownloadError, match="25 classes, the published table has 527; remove it"):
+    with pytest.raises(download.DownloadError, match="25 classes, the published one has 527; remove it"):
         audioset.download(tmp_path / "a")
     monkeypatch.setattr(audioset, "CLASSES", 25)
     with pytest.raises(download.DownloadError, match="bal_train: 0 of 18,685 clips came; .*HF_HUB_OFFLINE is not set.*same command again"):

@@ -154,8 +154,9 @@ def test_a_small_taxonomy_is_learned_in_two_dimensions(graph, root):
 
 
 def test_same_arguments_same_bits_whatever_was_drawn_before():
-    tree = binary_tree(4)
+    tree, threads = binary_tree(4), torch.get_num_threads()
     first = train(tree.closure, len(tree), 3, seed=5, epochs=25)
+    assert torch.get_num_threads() == threads
     torch.manual_seed(1), np.random.seed(1), torch.rand(3)
     assert torch.equal(first, train(torch.from_numpy(tree.closure), len(tree), 3, seed=5, epochs=25))
     assert not torch.equal(first, train(tree.closure, len(tree), 3, seed=6, epochs=25))
