@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from lib.data import download as transfer
 from lib.data import health
-from lib.data.manifest import Manifest, fill, sample
+from lib.data.manifest import SPLITS, Manifest, fill, sample
 from lib.data.taxonomy import class_table, read_ontology
 from lib.files import user_path
 from lib.media.shards import COLUMN, Row
@@ -49,7 +49,7 @@ NO_LABEL, IN_EVAL = "without a label that is in the class table", "of a video th
 
 def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = None, workers: int = 0, train_ratio: float = 0.8,
             split_seed: int = 42, class_labels: str | None = None, ontology: str | None = None,
-            array_sample_rate: int | None = None, probe_seconds: float | None = None) -> Manifest:
+            array_sample_rate: int | None = None, probe_seconds: float | None = None, splits: tuple[str, ...] = SPLITS) -> Manifest:
     """The manifest of AudioSet, or of the shards that are there.
 
     Args:
@@ -62,6 +62,7 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
         ontology: AudioSet's ontology.json; None: one of `ONTOLOGIES` in the same places, otherwise there is no hierarchy.
         array_sample_rate: Hz of arrays that do not state it; None: they cannot be read, and are counted.
         probe_seconds: how much of every clip the health check decodes; None: all of it (some 20 ms a clip).
+        splits: the ones that are wanted; num_samples is of these.
     Returns:
         Manifest with the columns video_id, shard and row. Labels are display names in the row's order, one caption each. In info:
         "classes", "ontology", "unmatched" {label that is no class: times}, "left_out" {rule: clips}, "left_out_clips" {rule:
@@ -84,7 +85,8 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     if folders == {"train": root}:  # the eval folder beside it is no part of the manifest, but its videos never train either
         tested |= {row["video_id"] for shard in _shards(root.parent / "eval") for row in _rows(root.parent, "eval", shard, None)}
     info = {"title": "AudioSet", "source": f"Gemmeke et al., Audio Set, ICASSP 2017; shards of {HUB} (CC BY 4.0)",
-            "classes": [name for _, name in classes], "templates": TEMPLATES, "ontology": taxonomy,
+            "classes": [name for _, name in classes], "mids": {name: mid for mid, name in classes if mid},
+            "templates": TEMPLATES, "ontology": taxonomy,
             "found": {part: sum(row["part"] == part for row in rows) for part in folders},
             "expected": {part: EXPECTED[part] for part, folder in folders.items() if folder.name in PUBLISHED}}
     rows = _matched(rows, classes, tested, root, info)
@@ -96,6 +98,9 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
         row["clip_id"] = video if several[video] == 1 else f"{video} ({spot})"
         row["split"] = "test" if row.pop("part") == "eval" else "train" if _place(video, split_seed) < train_ratio else "val"
         row["captions"] = [text for label in row["labels"] for text in fill(TEMPLATES, label)]
+    rows = [row for row in rows if row["split"] in splits]
+    if not rows:
+        raise ValueError(f"{root}: none of its clips is in {', '.join(splits)}; a folder called eval is the test split, any other gives train and val")
     part = sample(Manifest(pd.DataFrame(rows).assign(start=0.0, duration=0.0), "audioset", root, info), num_samples, seed)
     return health.check(health.measure(part, workers, probe_seconds), workers, seconds=probe_seconds)
 

@@ -14,7 +14,7 @@ from lib import data
 from lib.data.health import EXAMPLES
 from lib.data.manifest import Manifest
 
-ALIASES = {"clotho": "CLOTHO_v2.1", "audiocaps": "AUDIOCAPS", "wavcaps": "WavCaps"}
+ALIASES = {"clotho": "CLOTHO_v2.1", "audiocaps": "AUDIOCAPS", "wavcaps": "WavCaps", "audioset": "AudioSet"}
 
 
 def prepare(data_root: Path | None, *, names: list[str], seed: int = 0, num_samples: int | None = None, workers: int = 0,

@@ -397,3 +397,14 @@ def test_download(tmp_path, monkeypatch):
     folder = audioset.download()
     assert folder == tmp_path / "own" / "audioset" and asked[-2:] == [audioset.CLASSES_URL, audioset.ONTOLOGY_URL]
     assert len(data.prepare("audioset")) == 6
+
+
+def test_only_the_splits_that_are_wanted(tmp_path):
+    """A test of 100 clips samples the test split, and a training never opens it."""
+    tiny.publish(tmp_path)
+    whole = data.prepare("audioset", data_root=tmp_path)
+    part = data.prepare("audioset", data_root=tmp_path, splits=("test",), num_samples=5)
+    assert part.splits == {"test": 5} and part.classes == whole.classes
+    assert data.prepare("audioset", data_root=tmp_path, splits=("train", "val")).splits == {s: n for s, n in whole.splits.items() if s != "test"}
+    with pytest.raises(ValueError, match="none of its clips is in train, val"):
+        data.prepare("audioset", data_root=tmp_path / "eval", splits=("train", "val"))
