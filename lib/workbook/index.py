@@ -87,6 +87,8 @@ def _card(report: Path, job: dict, state: str, why: str, document: dict | None) 
             f'<div class="soft">{escape(job["id"])}{" · " + escape(job["family"]) if job["family"] else ""}{spent}{peak}</div>']
     if why:
         rows.append(f"<pre>{escape(why)}</pre>" if state == "failed" else f'<p class="soft">{escape(why)}</p>')
+    if document and "skipped" in document["protocol"]:
+        rows.append(f'<p class="soft">skipped: {escape(document["protocol"]["skipped"])}</p>')
     if document:
         rows.append(_metrics([m for m in document["metrics"] if m["headline"]]))
     return "\n".join(rows) + "</div>"

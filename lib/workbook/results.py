@@ -130,6 +130,24 @@ def write(notebook: str, metrics: Sequence[dict], *, family: str | None = None, 
     return path
 
 
+class Skipped(Exception):
+    """A notebook stops because there is nothing for it to do with these data. In a notebook only the reason is shown."""
+
+    def _render_traceback_(self) -> list[str]:       # what IPython asks an exception for
+        return [f"Skipped: {self}"]
+
+
+def skip(reason: str) -> None:
+    """End a notebook that does not apply to its data: its job succeeds with an empty result that says why, in the report, too.
+
+    Raises: Skipped, always. Notebooks that read this one's result with `upstream` are skipped as well.
+    """
+    name = (os.environ.get("WORKBOOK_JOB") or "").partition(".")[0]
+    if name:                                        # nobody reads the result of a notebook that is run by hand
+        write(name, [], protocol={"skipped": reason})
+    raise Skipped(reason)
+
+
 def read(path: str | Path) -> dict:
     """Read and validate a result. FileNotFoundError or ValueError naming the file."""
     try:
@@ -156,7 +174,8 @@ def stable(document: dict) -> dict:
 def upstream(notebook: str) -> dict:
     """The result of a notebook that this one comes after, from the same report and, in a sweep, of this job's combination.
 
-    FileNotFoundError with the fix when that notebook has not been run, ValueError when this job gathers several runs of it.
+    FileNotFoundError with the fix when that notebook has not been run, ValueError when this job gathers several runs of it; Skipped
+    when it was skipped, and so is this one.
     """
     folder, job = report_dir() / "results", os.environ.get("WORKBOOK_JOB")
     jobs = (read_json(report_dir() / "plan.json") or {"jobs": []})["jobs"]
@@ -170,7 +189,10 @@ def upstream(notebook: str) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{notebook} has no result in {folder}: run notebook {notebook} first, "
                                 "or run both with `make report`")
-    return read(path)
+    document = read(path)
+    if "skipped" in document["protocol"]:
+        skip(f"{notebook} was skipped: {document['protocol']['skipped']}")
+    return document
 
 
 @cache

@@ -114,8 +114,14 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     seconds = round(time.time() - began, 1)
     write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds,
                                 "failure": failure, "artifacts": [] if failure else made(results.read(marker), report)})
-    say(job, f"done in {seconds:.0f} s" if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
+    done = "skipped: nothing to do with these data" if not failure and marker_says_skipped(marker) else f"done in {seconds:.0f} s"
+    say(job, done if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
     return failure
+
+
+def marker_says_skipped(marker: Path) -> bool:
+    """Whether a result tells that its notebook had nothing to do (`results.skip`)."""
+    return "skipped" in (read_json(marker) or {}).get("protocol", {})
 
 
 def made(document: dict, report: Path) -> list[str]:
@@ -169,6 +175,8 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
         except papermill.exceptions.PapermillExecutionError as error:
             from lib.workbook.render import plain
 
+            if error.ename == "Skipped" and marker_says_skipped(report / "results" / f"{job}.json"):
+                return None
             lines = plain("\n".join(error.traceback)).splitlines()
             return f"cell {error.cell_index + 1} of {notebook.name} failed:\n" + "\n".join(lines[-EXCERPT_LINES:])
         except Exception as error:  # a dead kernel, one that does not start, a full disk: all end as a failed job

@@ -278,3 +278,19 @@ def test_refusal_is_quick(choices):
 def test_planning_loads_no_torch(choices):
     program = "import sys, lib.workbook.report; sys.exit('torch' in sys.modules or 'papermill' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+def test_a_notebook_without_anything_to_do_is_skipped_with_what_reads_it(tmp_path, write_notebook):
+    """Neither is a failure; both say why, in page and index, and nothing after the skip runs."""
+    notebooks = tmp_path / "notebooks"
+    write_notebook(notebooks, "20_train", "results.skip('these clips have <no> labels')\nprint('never printed')", family="a")
+    write_notebook(notebooks, "21_evaluate", "results.upstream('20_train')\nprint('never printed')", family="a", after=["20_train"])
+    code, output, _ = make_report(tmp_path)
+    folder = tmp_path / "reports" / "quick"
+    assert code == 0 and "2 of 2 jobs up to date" in output and output.count("skipped: nothing to do") == 2
+    index = (folder / "index.html").read_text()
+    assert "skipped: these clips have &lt;no&gt; labels" in index and "skipped: 20_train was skipped" in index
+    for name in ("20_train", "21_evaluate"):
+        page, log = (folder / f"{name}.html").read_text(), (folder / "logs" / f"{name}.log").read_text()
+        assert "these clips have &lt;no&gt; labels" in page and "Traceback" not in page and 'workbook-failure"' not in page
+        assert "never printed" not in log
