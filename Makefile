@@ -17,7 +17,7 @@ help: ## say what there is (this)
 	@echo "make report  run the notebooks and write reports/<run>/index.html"
 	@echo "             FAMILY=retrieval PROFILE=tiny DATASET=esc50 DATA_ROOT=folder RUN=name SET=\"seed=1 num_samples=200\" JOBS=cores"
 	@echo "make test    run the test suite (TESTS=\"tests/workbook -k runner\" for a part of it)"
-	@echo "make test-browser  drive notebook 12 in JupyterLab with a real browser (needs Debian's package chromium)"
+	@echo "make test-browser  drive notebook 12 and the Poincaré disk with a real browser (needs Debian's package chromium)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make clean   delete the reports and caches of this folder (data/, runs/ and .venv/ stay)"
 	@echo "All of them take VENV=folder, an existing environment; otherwise .venv is made when needed."
@@ -32,7 +32,7 @@ test: $(READY) ## run the test suite
 	@"$(PYTHON)" -m pytest $(TESTS)
 
 test-browser: chromium $(READY) ## drive JupyterLab in a real browser
-	@echo "make test-browser: notebook 12 in JupyterLab and Chromium, about 1 minute; pictures go to build/browser"
+	@echo "make test-browser: notebook 12 and the Poincaré disk in Chromium, about 1 minute; pictures go to build/browser"
 	@WORKBOOK_BROWSER=1 "$(PYTHON)" -m pytest tests/browser
 
 chromium: # asked for first, so that nothing is installed in vain

@@ -332,6 +332,7 @@ class Hyperbolic:
     """
 
     name = "hyperbolic"
+    memory_levers = "training holds vectors only: lower batch_size; encoding holds the frozen model: lower encoding_batch, or use device='cpu'"
     Config = HyperbolicConfig
 
     def __init__(self, config: HyperbolicConfig, manifest: Manifest | None = None):

@@ -190,6 +190,8 @@ class Retrieval:
 
     name = "retrieval"
     monitor = "val/mAP@10"
+    memory_levers = ("set or lower chunk_size (the same gradients), lower batch_size (raise accumulation to keep the step), shorten "
+                     "clip_seconds, raise patchout_time or set precision='bf16-mixed'")
     Config = RetrievalConfig
 
     def __init__(self, config: RetrievalConfig, manifest: Manifest | None = None):

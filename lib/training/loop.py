@@ -36,6 +36,7 @@ class Family(Protocol):
     config: RunConfig
     model: nn.Module
     monitor: str                                                    # name of the validation metric, higher is better
+    memory_levers: str                                              # what a user can change when CUDA memory does not suffice
 
     def batches(self, epoch: int, first_batch: int, skipped: Iterable[str]):
         """This process's share of the batches of an epoch, from `first_batch` on, without trying the clips in `skipped`: dicts with
@@ -194,9 +195,7 @@ class _Session:
             self.fabric.backward(losses["loss"] / config.accumulation)
             return parts
         except torch.cuda.OutOfMemoryError as error:
-            raise MemoryError(f"CUDA out of memory with batch_size={config.batch_size}: set or lower chunk_size (the same gradients), lower "
-                              "batch_size (raise accumulation to keep the step), shorten clip_seconds, raise patchout_time or set "
-                              "precision='bf16-mixed'") from error
+            raise MemoryError(f"CUDA out of memory with batch_size={config.batch_size}: {self.family.memory_levers}") from error
 
     def _refuse(self, batch: dict, parts: dict[str, float]) -> None:
         """Count clips that could not be decoded and stop at loss terms that are not finite, in all processes alike."""

@@ -1,4 +1,4 @@
-"""The embedding of a graph: gradients, steps, draws and figures against written-out references; small trees learned; same bits again."""
+"""The embedding of a graph: gradients, steps, draws and figures against written-out references; small trees are learned."""
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +58,8 @@ def test_loss_and_gradient_against_autograd(geometry, dim):
 
 @pytest.mark.parametrize("geometry", ["poincare", "euclidean"])
 def test_gradients_stay_finite_where_points_coincide_and_at_the_rim(geometry):
-    x = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.3, 0.3], [0.3, 0.3], [1 - 1e-10, 0.0], [1 - 1e-10, 0.0], [-1 + 1e-10, 0.0]], dtype=torch.float64)
+    rim = 1 - 1e-10
+    x = torch.tensor([[0, 0], [0, 0], [0.3, 0.3], [0.3, 0.3], [rim, 0], [rim, 0], [-rim, 0]], dtype=torch.float64)
     node, candidates = torch.tensor([0, 2, 4, 4]), torch.tensor([[1, 1, 2], [3, 0, 4], [5, 6, 5], [6, 0, 5]])
     losses, gradient = loss_and_gradient(x, node, candidates, torch.zeros(4, 3, dtype=torch.bool), geometry)
     assert losses.isfinite().all() and gradient.isfinite().all() and (losses >= 0).all()
@@ -75,7 +76,7 @@ def test_the_step_against_the_closed_form():
     for p, g, q in zip(x.tolist(), gradient.tolist(), moved.tolist()):
         room = (1 - sum(a * a for a in p)) ** 2 / 4
         assert q == pytest.approx([a - rate * room * b for a, b in zip(p, g)], rel=1e-13)
-    # By the metric (lambda = 2 / (1 - |x|^2)) a point goes `rate` times the length of its Riemannian gradient, |gradient| / lambda.
+    # By the metric, lambda = 2 / (1 - |x|^2), a point moves by `rate` times its Riemannian gradient's length, |gradient| / lambda
     length = poincare.distance(x, moved, 1.0)
     torch.testing.assert_close(length, rate * gradient.norm(dim=1) * (1 - x.square().sum(1)) / 2, rtol=2e-3, atol=0)
     assert torch.equal(descend(x, gradient, rate, "euclidean", 1e-5), x - rate * gradient)
@@ -92,7 +93,7 @@ def naive_reconstruction(points, pairs, geometry):
         if not wanted:
             continue
         far = [float(textbook_distance(points[i], p, geometry)) for p in points]
-        order = sorted((j for j in range(len(points)) if j != i), key=lambda j: (round(far[j], 9), j in wanted))  # ties: others first
+        order = [j for *_, j in sorted((round(far[j], 9), j in wanted, j) for j in range(len(points)) if j != i)]  # ties against
         places = [place for place, j in enumerate(order, 1) if j in wanted]
         precisions.append(np.mean([found / place for found, place in enumerate(places, 1)]))
         ranks += [place - found for found, place in enumerate(places)]
@@ -119,7 +120,8 @@ def test_figures_by_hand():
     line[3] = 0.25  # from node 1: 3, 0, 2; from node 2: 3, 1, 0
     assert reconstruction(line, chain, "euclidean") == pytest.approx({"MAP": (1 / 2 + (1 / 2 + 2 / 3) / 2) / 2, "mean rank": 2.0})
     # All tie, the others come first, also the descendant 2 of node 1: 1/3, and 1/2 and 2/3.
-    assert reconstruction(torch.zeros(4, 2), chain) == pytest.approx({"MAP": (1 / 3 + (1 / 2 + 2 / 3) / 2) / 2, "mean rank": 7 / 3})
+    tied = reconstruction(torch.zeros(4, 2), chain)
+    assert tied == pytest.approx({"MAP": (1 / 3 + (1 / 2 + 2 / 3) / 2) / 2, "mean rank": 7 / 3})
 
 
 def test_ancestors_against_the_taxonomy():
@@ -164,7 +166,7 @@ def test_same_arguments_same_bits_whatever_was_drawn_before():
 
 @pytest.mark.parametrize("kind", ["edges", "closure"])
 def test_what_is_drawn(kind, monkeypatch):
-    """Each pair once an epoch; negatives are never the node or above it, and come often by the dampened rule in the burn-in only."""
+    """Each pair once an epoch; no negative is the node or above it; how often each is drawn, in the burn-in and later."""
     tree = binary_tree(4)
     pairs, calls, rates = getattr(tree, kind), [], []
 
@@ -201,8 +203,9 @@ def test_the_view_from_a_node_keeps_all_distances():
 @pytest.mark.parametrize("change, says", [
     ({"geometry": "lorentz"}, "geometry.*poincare.*'lorentz'"), ({"dim": 0}, "dim must be at least 1"), ({"epochs": 0}, "epochs"),
     ({"negatives": 0}, "negatives"), ({"batch_size": 0}, "batch_size"), ({"learning_rate": 0.0}, "learning_rate.*above 0"),
-    ({"edge": 0.0}, "edge"), ({"nodes": 2}, "0 to 2; with 2 nodes they must be 0 to 1"), ({"pairs": [[0, 1], [1, 2], [2, 0]]}, "node 0.*circle"),
-    ({"pairs": [[1, 1]]}, "node 1 is its own ancestor"), ({"pairs": [[0.5, 1.0]]}, "integers.*float64"), ({"pairs": [0, 1]}, r"\(2,\)"),
+    ({"edge": 0.0}, "edge"), ({"nodes": 2}, "0 to 2; with 2 nodes they must be 0 to 1"),
+    ({"pairs": [[0, 1], [1, 2], [2, 0]]}, "node 0.*circle"), ({"pairs": [[1, 1]]}, "node 1 is its own ancestor"),
+    ({"pairs": [[0.5, 1.0]]}, "integers.*float64"), ({"pairs": [0, 1]}, r"\(2,\)"),
     ({"pairs": np.zeros((0, 2), int)}, "number of pairs must be at least 1")])
 def test_errors_name_what_does_not_fit(change, says):
     with pytest.raises(ValueError, match=says):
@@ -217,5 +220,5 @@ def test_errors_of_evaluation_and_divergence():
         reconstruction(points, [[0, 3]])
     with pytest.raises(ValueError, match="root.*3 points"):
         mobius_center(points, -1)
-    with pytest.raises(FloatingPointError, match="learning_rate of 1e\\+308"):
+    with pytest.raises(FloatingPointError, match="learning_rate 1e\\+308"):
         train([[0, 1], [1, 2]], 3, 2, seed=0, geometry="euclidean", epochs=9, burn_in=0, learning_rate=1e308)

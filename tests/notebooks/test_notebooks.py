@@ -13,6 +13,7 @@ import soundfile
 
 from lib.settings import ROOT
 from lib.workbook import results
+from tests import tiny_audioset, tiny_clap
 
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
 SHARED = Path(os.environ.get("WORKBOOK_SHARED", ROOT / "../shared/data"))
@@ -56,6 +57,26 @@ def test_evaluation_has_chance_ceiling_baseline_and_control(first):
     assert document["protocol"]["split"] == "test" and document["protocol"]["fit_splits"] == ["train"]
 
 
+def test_tagging_stands_beside_its_controls(first):
+    found = documents(first)
+    rows = {m["name"]: m for m in found["21_hyperbolic_evaluate"]["metrics"]}
+    for name in ("mAP samples", "acc@1", "mAP macro"):
+        m = rows[f"hyperbolic: {name}"]
+        assert m["headline"] and m["n"] == 8 and m["chance"] < m["ceiling"] <= 1 and None not in (m["baseline"], m["control"])
+        for control in ("cosine", "euclidean", "frozen", "constant", "frequency", "cones"):
+            difference = rows[f"hyperbolic - {control}: {name}"]
+            assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
+            assert difference["value"] == pytest.approx(m["value"] - rows[f"{control}: {name}"]["value"], abs=1e-9)
+    assert rows["cones: parents nearer the origin"]["chance"] == 0.5
+    one, two = (first / "reports/test" / name for name in ("results_hyperbolic.json", "results_original.json"))
+    files = [json.loads(file.read_text()) for file in (one, two)]
+    assert [len(file["predictions"]) for file in files] == [8, 8] and len(files[0]["predictions"][0]["top_k_predictions"]) == 5
+    assert files[0]["model_info"]["c"] == 1.0 and files[1]["model_info"]["use_hyperbolic"] is False
+    assert found["22_poincare_atlas"]["artifacts"]["pictures"] and (first / "reports/test/atlas/taxonomy.svg").read_text().startswith("<?xml")
+    page = (first / "reports/test/22_poincare_atlas.html").read_text()
+    assert "data-atlas=" in page and "<svg" in page or "data:image/png" in page
+
+
 def test_index_shows_numbers_and_plays(first):
     index = (first / "reports/test/index.html").read_text()
     assert all(name in index for name in NOTEBOOKS) and "mAP@10" in index and "chance" in index
@@ -72,6 +93,7 @@ def test_second_run_repeats_nothing(first):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+@pytest.mark.slow
 def test_same_parameters_give_the_same_results(first, tmp_path):
     done = report(tmp_path)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -103,6 +125,49 @@ def test_own_folder_with_hostile_names_and_captions(tmp_path):
     assert document["dataset"] == "folder" and any(m["name"] == "extra relevance mAP@16" and m["headline"] for m in document["metrics"])
     predictions = (tmp_path / "reports/test/predictions.csv").read_text().splitlines()
     assert len(predictions) == 3 and predictions[0].startswith("index,") and predictions[0].count(".wav") == 31
+
+
+@pytest.mark.slow
+def test_audioset_shards_and_a_published_clap(tmp_path):
+    """The original project's profile on its folder layout and a CLAP in the hubs' layout, then its own commands: one folder of shards to
+    evaluate, its checkpoint file, and plain cosine."""
+    tiny_audioset.publish(tmp_path / "AudioSet", train=60, eval=24)
+    tiny_clap.publish(tmp_path / "clap")
+    options = {"checkpoint": tmp_path / "clap", "output_dir": tmp_path / "checkpoints", "clip_seconds": 1.0, "epochs": 6, "num_samples": "null"}
+    environment = os.environ | {f"WORKBOOK_{n}": str(tmp_path / n.lower()) for n in ("DATA", "RUNS", "REPORTS")}
+
+    def make(*arguments, **settings):
+        text = " ".join(f'{name}="{value}"' for name, value in settings.items())
+        done = subprocess.run(["make", "report", f"VENV={sys.prefix}", "FAMILY=hyperbolic", *arguments, f"SET={text}"], cwd=ROOT, env=environment,
+                              capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+    said = make("RUN=test", "PROFILE=hyperbolic_seed", f"DATA_ROOT={tmp_path / 'AudioSet'}", **options)
+    assert "10_retrieval_train" not in said, "the frozen model was given"
+    found = documents(tmp_path)
+    train, evaluate = found["20_hyperbolic_train"], found["21_hyperbolic_evaluate"]
+    assert train["parameters"]["temperature"] == 1.0 and train["parameters"]["monitor"] == "loss" and train["protocol"]["seeds"] == [42]
+    rows = {m["name"]: m for m in evaluate["metrics"]}
+    assert rows["hyperbolic: acc@1"]["n"] == 24 and rows["hyperbolic: acc@1"]["control"] is not None
+    file, = (tmp_path / "checkpoints").glob("best_projection_epoch_*.pth")
+    own = json.loads((tmp_path / "reports/test/results_hyperbolic.json").read_text())
+    assert len(own["predictions"]) == 24 and own["predictions"][0]["ground_truth_labels"][0].startswith("/")
+
+    def evaluate_again(report, **values):
+        (tmp_path / "values.yaml").write_text(json.dumps({name: str(v) if isinstance(v, Path) else v for name, v in values.items()}))
+        done = subprocess.run([sys.executable, "-m", "lib.workbook.run", "--notebook", ROOT / "notebooks/21_hyperbolic_evaluate.ipynb", "--report",
+                               tmp_path / report, "--parameters", tmp_path / "values.yaml"], cwd=ROOT, env=environment, capture_output=True,
+                              text=True, timeout=300)
+        return done.returncode, done.stdout
+    values = {"checkpoint": tmp_path / "clap", "projection_checkpoint": file, "parquet_dir": tmp_path / "AudioSet/eval", "c": 1.0, "temperature": 1.0}
+    assert evaluate_again("mine", output_json=str(tmp_path / "mine.json"), top_k=10, **values)[0] == 0
+    mine = json.loads((tmp_path / "mine.json").read_text())
+    assert mine["model_info"]["c"] == 1.0 and len(mine["predictions"]) == 24 and len(mine["predictions"][0]["top_k_predictions"]) == 10
+    files = [str(tmp_path / name) for name in ("mine.json", "reports/test/results_original.json")]
+    assert evaluate_again("plain", use_hyperbolic=False, compare_files=files, **values)[0] == 0
+    assert json.loads((tmp_path / "plain/results_original.json").read_text())["model_info"]["use_hyperbolic"] is False
+    code, said = evaluate_again("wrong", **values | {"c": 0.5})
+    assert code == 1 and "c is 0.5" in said and "was trained with c 1" in said
 
 
 @pytest.mark.slow

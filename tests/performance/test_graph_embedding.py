@@ -1,4 +1,4 @@
-"""The embedding of AudioSet's ontology: its quality in 2 and 5 dimensions, and its time, beside Euclidean points and shuffled ones."""
+"""The embedding of AudioSet's ontology: quality in 2 and 5 dimensions, and time, beside Euclidean points and shuffled ones."""
 import os
 import statistics
 import time
@@ -44,7 +44,7 @@ def test_order_of_the_ontology_beside_the_controls(dim, capsys):
         print(f"\nAudioSet's ontology in {dim} dimensions, {len(taxonomy.closure)} pairs, mean of {len(SEEDS)} seeds")
         for name, figures in mean.items():
             each = " ".join(f"{r['MAP']:.3f}" for r in rows[name])
-            print(f"  {name:24s} " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()) + f" (MAP of each: {each})")
+            print(f"  {name:24s}", ", ".join(f"{key} {value:.3g}" for key, value in figures.items()), f"(MAP of each: {each})")
     for setting in SETTINGS:
         assert mean[f"poincare, {setting}"]["MAP"] > mean[f"euclidean, {setting}"]["MAP"] + 0.3
         assert mean[f"euclidean, {setting}"]["MAP"] > mean["random (nodes shuffled)"]["MAP"] + 0.1
