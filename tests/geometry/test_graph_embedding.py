@@ -157,8 +157,12 @@ def test_a_small_taxonomy_is_learned_in_two_dimensions(graph, root):
 
 def test_same_arguments_same_bits_whatever_was_drawn_before():
     tree, threads = binary_tree(4), torch.get_num_threads()
-    first = train(tree.closure, len(tree), 3, seed=5, epochs=25)
-    assert torch.get_num_threads() == threads
+    try:
+        torch.set_num_threads(2)
+        first = train(tree.closure, len(tree), 3, seed=5, epochs=25)
+        assert torch.get_num_threads() == 2  # as the caller left it
+    finally:
+        torch.set_num_threads(threads)
     torch.manual_seed(1), np.random.seed(1), torch.rand(3)
     assert torch.equal(first, train(torch.from_numpy(tree.closure), len(tree), 3, seed=5, epochs=25))
     assert not torch.equal(first, train(tree.closure, len(tree), 3, seed=6, epochs=25))
@@ -168,15 +172,18 @@ def test_same_arguments_same_bits_whatever_was_drawn_before():
 def test_what_is_drawn(kind, monkeypatch):
     """Each pair once an epoch; no negative is the node or above it; how often each is drawn, in the burn-in and later."""
     tree = binary_tree(4)
-    pairs, calls, rates = getattr(tree, kind), [], []
+    pairs, calls, rates, losses, history = getattr(tree, kind), [], [], [], []
 
     def seen(points, node, candidates, ignored, geometry):
         calls.append((node, candidates, ignored))
-        return loss_and_gradient(points, node, candidates, ignored, geometry)
+        found = loss_and_gradient(points, node, candidates, ignored, geometry)
+        losses.append(found[0])
+        return found
 
     monkeypatch.setattr(graph_embedding, "loss_and_gradient", seen)
     monkeypatch.setattr(graph_embedding, "descend", lambda *args: rates.append(args[2]) or descend(*args))
-    train(pairs, len(tree), 2, seed=0, epochs=2, burn_in=1, negatives=400, batch_size=5, dampening=0.75, learning_rate=0.3)
+    train(pairs, len(tree), 2, seed=0, epochs=2, burn_in=1, negatives=400, batch_size=5, dampening=0.75, learning_rate=0.3,
+          history=history)
     steps = -(-len(pairs) // 5)
     assert rates == pytest.approx([0.003] * steps + [0.3] * steps)
     for epoch in range(2):
@@ -188,6 +195,11 @@ def test_what_is_drawn(kind, monkeypatch):
         share = np.bincount(candidates[:, 1:].ravel(), minlength=len(tree)) / candidates[:, 1:].numel()
         wanted = np.bincount(pairs.ravel(), minlength=len(tree)) ** 0.75 if epoch == 0 else np.ones(len(tree))
         assert share == pytest.approx(wanted / wanted.sum(), rel=0.2)
+        mean = float(torch.cat(losses[epoch * steps:(epoch + 1) * steps]).mean())
+        assert history[epoch] == {"epoch": epoch + 1, "loss": pytest.approx(mean)}
+    train(pairs, len(tree), 2, seed=0, epochs=2, burn_in=0)  # two epochs of one kind: each in an order and with draws of its own
+    (first, drawn, _), (second, others, _) = calls[2 * steps], calls[2 * steps + -(-len(pairs) // 50)]
+    assert not torch.equal(first, second) and not torch.equal(drawn, others)
 
 
 def test_the_view_from_a_node_keeps_all_distances():
