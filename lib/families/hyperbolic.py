@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -111,8 +111,7 @@ class HyperbolicConfig(RunConfig):
 
     def space(self) -> "Space":
         """What the trained part is built from."""
-        return Space(geometry=self.geometry, c=self.c, train_c=self.train_c, temperature=self.temperature, maps=self.maps,
-                     train_temperature=self.train_temperature, train_scales=self.train_scales, max_radius=self.max_radius)
+        return Space(**{field.name: getattr(self, field.name) for field in fields(Space)})
 
 
 def arm(config: HyperbolicConfig, name: str) -> HyperbolicConfig:
