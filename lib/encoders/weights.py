@@ -33,7 +33,7 @@ def resolve(source: str | Path) -> Path:
         from huggingface_hub import snapshot_download
         return Path(snapshot_download(text, ignore_patterns=["*.h5", "*.msgpack", "*.onnx", "*.ot"]))
     except Exception as error:     # every hub client has errors of its own; the cause stays attached
-        raise FileNotFoundError(f"weights {text!r} are neither a local path nor to be had from the hub ({type(error).__name__}: {error}); "
+        raise FileNotFoundError(f"weights {text!r} are neither a local path (looked for {path.absolute()}) nor to be had from the hub ({type(error).__name__}: {error}); "
                                 "without a network, download the folder elsewhere and give its path") from error
 
 

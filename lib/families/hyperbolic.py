@@ -9,8 +9,9 @@ Convention: tangent vectors v are those of the Poincaré ball (`lib.geometry.poi
 """
 from __future__ import annotations
 
-import json
+import argparse
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from lib.data.taxonomy import Taxonomy
 from lib.distributed import gather, share
 from lib.encoders.store import store
 from lib.encoders.weights import model_digest, resolve
+from lib.evaluation import tagging_files
 from lib.evaluation.tagging import class_embeddings, tagging_metrics
 from lib.files import read_json, user_path, write_json
 from lib.geometry import poincare
@@ -82,6 +84,9 @@ class HyperbolicConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("checkpoint", "c", "temperature"):             # which may be left out where a model is read, not where it is trained
+            if getattr(self, name) is None:
+                raise ParameterError(f"HyperbolicConfig: {name} must be given to train, got None")
         for name, wanted in (("entailment_weight", self.entailment_weight > 0), ("train_c", self.train_c)):
             if wanted and self.geometry not in BALL:
                 raise ParameterError(f"HyperbolicConfig: {name} needs a curved space: use geometry 'poincare' or 'lorentz', not "
@@ -100,6 +105,12 @@ class HyperbolicConfig(RunConfig):
     def backbone(self) -> Path:
         """Folder of the frozen model. FileNotFoundError: naming it."""
         return resolve(self.checkpoint)
+
+    def front_end(self) -> dict:
+        """How the frozen model hears: its window in seconds, and the front end that its folder describes."""
+        own = (read_json(self.backbone / "config.json") or {}).get("audio", {}).get("front_end")
+        published = read_json(self.backbone / "preprocessor_config.json") or read_json(self.backbone / "processor_config.json")
+        return {"clip_seconds": self.clip_seconds, **(own or published or {})}
 
     def inputs(self) -> tuple[str, ...]:
         """Digest of the frozen model."""
@@ -411,7 +422,7 @@ class Hyperbolic:
 
     def save(self, folder: Path) -> Path:
         """Write the model into `folder`: config.json with the frozen model, classes and prompts, model.safetensors, training.json."""
-        facts = {"backbone": str(self.config.backbone), "backbone_digest": self.config.inputs()[0], "clip_seconds": self.config.clip_seconds,
+        facts = {"backbone": str(self.config.backbone), "backbone_digest": self.config.inputs()[0], "front_end": self.config.front_end(),
                  "classes": self.manifest.classes, "class_counts": self.targets.sum(axis=0).tolist(), "prompts": class_prompts(self.manifest)}
         write_json(folder / "config.json", self.model.config() | facts)
         write_json(folder / "training.json", {"family": self.name, "config": self.config.to_dict()})
@@ -507,3 +518,30 @@ def export_seed(folder: Path, output: Path, best: bool = True) -> Path:
     path = output / f"{'best_' if best else ''}projection_epoch_{state['epoch']}.pth"
     torch.save(content, path)
     return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m lib.families.hyperbolic export | compare`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lib.families.hyperbolic")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    export = verbs.add_parser("export", help="write a checkpoint in the original project's form")
+    export.add_argument("--checkpoint", type=Path, required=True, help="checkpoint folder of notebook 20")
+    export.add_argument("--out", type=Path, required=True, help="folder for best_projection_epoch_N.pth")
+    compare = verbs.add_parser("compare", help="two result files in the original project's form, clip by clip")
+    compare.add_argument("files", nargs=2, help="results_hyperbolic.json results_original.json")
+    options = parser.parse_args(arguments)
+    try:
+        if options.verb == "export":
+            print(f"written: {export_seed(user_path(options.checkpoint), user_path(options.out))}")
+        else:
+            for row in tagging_files.compare(*options.files):
+                numbers = ("-" if row[key] is None else f"{row[key]:.3f}" for key in ("a", "b", "difference", "low", "high"))
+                print(f"{row['metric']:<16}" + "".join(f"{number:>9}" for number in numbers), row["note"])
+    except (ValueError, OSError) as error:    # messages of ours say what to do; a traceback would hide them
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from lib import encoders, training
 from lib.data.manifest import Manifest
+from lib.evaluation import tagging_files
 from lib.evaluation.tagging import tagging_metrics
 from lib.families import hyperbolic
 from lib.families.hyperbolic import Hyperbolic, HyperbolicConfig, Projection, Space, arm, export_seed, features, import_seed, load, score
@@ -262,11 +263,29 @@ def test_refusals_say_what_and_where(manifest, config, tmp_path, monkeypatch):
     assert load(run.checkpoint, c=1.0, temperature=0.5)[0].temperature == 0.5
     with pytest.raises(ParameterError, match="entailment_weight needs a curved space"):
         replace(config, geometry="cosine", entailment_weight=0.1)
+    with pytest.raises(ParameterError, match="temperature must be given"):
+        replace(config, temperature=None)
     with pytest.raises(ParameterError, match="no labels"):
         features(config, Manifest(manifest.table.assign(labels=[[] for _ in range(48)]), "bare", manifest.root, {}))
     separate = loop.fit(Hyperbolic(replace(config, epochs=1, maps="separate"), manifest), tmp_path / "separate")
     with pytest.raises(ValueError, match="separate maps"):
         export_seed(separate.checkpoint, tmp_path)
+
+
+def test_command_line_exports_and_compares(manifest, config, tmp_path, capsys):
+    run = loop.fit(Hyperbolic(replace(config, epochs=1), manifest), tmp_path / "run")
+    assert hyperbolic.main(["export", "--checkpoint", str(run.checkpoint), "--out", str(tmp_path / "out")]) == 0
+    assert load(next((tmp_path / "out").glob("best_projection_epoch_1.pth")))[0].space.geometry == "published"
+    found = features(config, manifest)
+    rows = found.rows(["test"])
+    told = [{"video_id": str(i), "labels": [], "human_labels": [CLASSES[k] for k in np.flatnonzero(found.targets[i])]} for i in rows]
+    files = [tagging_files.write(tmp_path / f"{k}.json", score(model, found, rows), found.targets[rows], CLASSES, told, parquet_dir="tones", device="cpu",
+                                 model_path="clap") for k, model in enumerate((None, load(run.checkpoint)[0]))]
+    assert hyperbolic.main(["compare", *map(str, files)]) == 0
+    said = capsys.readouterr().out
+    assert "acc@1" in said and "map" in said
+    assert hyperbolic.main(["export", "--checkpoint", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert "is no checkpoint" in capsys.readouterr().err
 
 
 def test_arms_change_what_they_are_named_for(config):
@@ -284,6 +303,7 @@ def test_a_checkpoint_names_its_backbone_and_loads_its_towers(manifest, config, 
     run = loop.fit(Hyperbolic(replace(config, epochs=1), manifest), tmp_path)
     entry = json.loads((run.checkpoint / "config.json").read_text())
     assert entry["classes"] == CLASSES and entry["prompts"]["hum"] == ["hum", "the sound of hum"] and entry["backbone_digest"] == config.inputs()[0]
+    assert entry["front_end"]["clip_seconds"] == 1.0 and entry["front_end"]["sampling_rate"] == RATE
     towers, own = encoders.load(run.checkpoint), encoders.load(config.checkpoint)
     with torch.inference_mode():
         assert torch.equal(towers.embed_text(["a tone"]), own.embed_text(["a tone"]))
