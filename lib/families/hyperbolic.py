@@ -383,7 +383,7 @@ class Hyperbolic:
         a positive; otherwise each clip is compared with all classes (`lib.losses.tagging.class_loss`). "entailment" asks parent
         above child and class above clip; "loss" is "contrastive" + entailment_weight "entailment".
 
-        Returns: {"loss", "contrastive", "entailment" where its weight is not 0, "clipped": share of vectors at max_radius}.
+        Returns: {"loss"; "contrastive", "entailment" where the latter's weight is not 0; "clipped": share of vectors at max_radius}.
         """
         config, f = self.config, self.features
         audio, nodes = model(batch["audio"], f.nodes.to(batch["audio"]))
@@ -393,8 +393,9 @@ class Hyperbolic:
             contrastive = contrastive_loss(self.model.similarity(audio, classes[label]), targets[:, label], "rows")
         else:
             contrastive = class_loss(self.model.similarity(audio, classes), targets, config.tagging_loss)
-        parts = {"loss": contrastive, "contrastive": contrastive}
+        parts = {"loss": contrastive}
         if config.entailment_weight:
+            parts["contrastive"] = contrastive
             clip, owned = targets.nonzero(as_tuple=True)
             parts["entailment"] = entailment_loss(classes[owned], audio[clip], self.model.c)
             if len(f.edges):
@@ -418,7 +419,8 @@ class Hyperbolic:
         targets = torch.from_numpy(self.features.targets[rows])
         loss = float(class_loss(scores, targets, "sum" if self.config.tagging_loss == "sum" else "softmax"))
         found = tagging_metrics(scores.numpy(), targets.numpy(), ks=(1, 5))
-        return {f"val/{name}": found[name] for name in WATCHED} | {"val/loss": loss, "val/minus loss": -loss}
+        return {f"val/{name}": found[name] for name in WATCHED} | {"val/loss": loss} | (
+            {"val/minus loss": -loss} if self.config.monitor == "loss" else {})
 
     def save(self, folder: Path) -> Path:
         """Write the model into `folder`: config.json with the frozen model, classes and prompts, model.safetensors, training.json."""

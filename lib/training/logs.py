@@ -12,6 +12,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import os
 import re
 import select
@@ -29,6 +30,7 @@ import psutil
 from lib.files import digest, write_text
 from lib.progress import interactive
 
+SAID_EVERY = 5.0           # seconds between printed epochs
 CLOSE_SECONDS = 120.0      # how long wandb or SwanLab may go on when the training has ended
 FOLDERS = {"wandb": "wandb", "swanlab": "swanlog"}
 
@@ -59,6 +61,7 @@ class Log:
         self.starts: dict[str, Callable[[], Backend]] = {"tensorboard": partial(_TensorBoard, folder)} | {
             kind: partial(_Apart, kind, folder, name or folder.name, config or {}) for kind in loggers}
         self.running: dict[str, Backend] = {}
+        self.said, self.unsaid = -math.inf, None
 
     def step(self, state: dict, parts: dict[str, float], rate: float) -> None:
         """Log the loss terms of a batch, every `every` optimiser steps."""
@@ -67,13 +70,24 @@ class Log:
                       | {f"step/{name}": value for name, value in parts.items()})
 
     def epoch(self, state: dict, metrics: dict[str, float]) -> None:
-        """Log an epoch's mean losses ("train/...") and validation metrics ("val/..."), print a line and rewrite metrics.csv."""
+        """Log an epoch's mean losses ("train/...") and validation metrics ("val/..."), print a line and rewrite metrics.csv.
+
+        Epochs that follow each other within SAID_EVERY seconds are not all printed, but always the first and the last.
+        """
         self._add({"step": state["step"], "epoch": state["epoch"], **metrics})
-        print(f"epoch {state['epoch']}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()), flush=True)
+        self.unsaid = f"epoch {state['epoch']}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        if time.monotonic() - self.said >= SAID_EVERY:
+            self._say()
         self._write()
 
+    def _say(self) -> None:
+        if self.unsaid:
+            print(self.unsaid, flush=True)
+        self.said, self.unsaid = time.monotonic(), None
+
     def close(self) -> None:
-        """Write what is left and close the logs."""
+        """Write and print what is left and close the logs."""
+        self._say()
         self._write()
         for kind in list(self.running):
             self._guarded(kind, self.running[kind].close)

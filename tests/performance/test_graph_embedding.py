@@ -27,7 +27,7 @@ def test_order_of_the_ontology_beside_the_controls(dim, capsys):
     rows: dict[str, list[dict]] = {}
     for seed in SEEDS:
         for geometry in ("poincare", "euclidean"):
-            for setting, options in SETTINGS.items():
+            for setting, options in SETTINGS.items() if seed == SEEDS[0] else [("recommended", RECOMMENDED)]:       # published: once
                 wall, cpu = time.perf_counter(), time.process_time()
                 points = train(taxonomy.closure, len(taxonomy), dim, seed=seed, geometry=geometry, **options)
                 figures = reconstruction(points, taxonomy.closure, geometry)
@@ -41,7 +41,7 @@ def test_order_of_the_ontology_beside_the_controls(dim, capsys):
         rows.setdefault("random (nodes shuffled)", []).append(reconstruction(points[shuffled], taxonomy.closure, "euclidean"))
     mean = {name: {key: statistics.mean(r[key] for r in found) for key in found[0]} for name, found in rows.items()}
     with capsys.disabled():
-        print(f"\nAudioSet's ontology in {dim} dimensions, {len(taxonomy.closure)} pairs, mean of {len(SEEDS)} seeds")
+        print(f"\nAudioSet's ontology in {dim} dimensions, {len(taxonomy.closure)} pairs, mean over the seeds (published settings: one)")
         for name, figures in mean.items():
             each = " ".join(f"{r['MAP']:.3f}" for r in rows[name])
             print(f"  {name:24s}", ", ".join(f"{key} {value:.3g}" for key, value in figures.items()), f"(MAP of each: {each})")
