@@ -62,6 +62,8 @@ def _prepare(options) -> int:
         print(f"  {part}: {manifest.info['found'][part]:,} clips in the tables, {published:,} published")
     for reason, count in manifest.info.get("left_out", {}).items():
         print(f"  left out: {count:,} {reason}")
+    for label, count in manifest.info.get("unmatched", {}).items():
+        print(f"no class of the table: {label!r}, {count} time(s)")
     _print_health(manifest.info["health"])
     print(f"written: {out}")
     return 0
