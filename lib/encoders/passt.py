@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from lib.audio.logmel import LogMel, LogMelConfig
+from lib.audio.logmel import CLIPS_TOGETHER, LogMel, LogMelConfig
 from lib.data.download import fetch
 from lib.settings import data_dir
 
@@ -229,7 +229,10 @@ class PasstEncoder(nn.Module):
         """Segments (N, segment_samples) to the mean of class and distillation token, (N, width); `draws` as in `forward`."""
         draws = draws or self.draw()
         mel = self.front_end(segments, draws and draws.edges)                             # (N, mels, frames)
-        return self.network(mel, draws.rows, draws.columns) if draws else self.network(mel)
+        kept = (draws.rows, draws.columns) if draws else ()
+        # on a CPU without gradients few segments at a time find the memory of the last ones, else it is mapped and cleared anew
+        together = CLIPS_TOGETHER if mel.device.type == "cpu" and not torch.is_grad_enabled() else max(1, len(mel))
+        return torch.cat([self.network(part, *kept) for part in mel.split(together)])
 
     def load_published(self, source: str | Path) -> None:
         """Load an official PaSST state dict; heads are left out.
