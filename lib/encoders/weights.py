@@ -1,6 +1,7 @@
 """The one place where pretrained weights come from: a local folder or file, a Hugging Face id or a ModelScope id."""
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -54,8 +55,14 @@ def weights_digest(folder: Path) -> str:
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin is expected there")
-    digests = [sha256(file) for file in files]
+    digests = [_sha256(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return (digests[0] if len(digests) == 1 else digest(*digests))[:16]
+
+
+@lru_cache(maxsize=32)
+def _sha256(file: Path, size: int, modified: int) -> str:
+    """The sha256 of a file of weights, read once a process while it stays as it is: every training on a frozen model asks for it."""
+    return sha256(file)
 
 
 def model_digest(folder: Path) -> str:

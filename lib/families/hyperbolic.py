@@ -200,8 +200,7 @@ class Projection(nn.Module):
             if self.space.geometry == "lorentz":
                 v = v / 2                                  # the same point, in the ball's convention
             if self.space.max_radius is not None:
-                # clamp: a zero vector keeps its length, and gets no NaN for a gradient
-                v = v * (self.limit / v.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+                v = _shortened(v, self.limit)
             return v
 
     @property
@@ -239,8 +238,7 @@ class Projection(nn.Module):
             if kind == "euclidean":             # differences, not a matrix product: its gradient is finite where two vectors meet
                 return -2 * torch.cdist(v, w, compute_mode="donot_use_mm_for_euclid_dist") / self.temperature
             if kind == "published":
-                x, y = (p * (PUBLISHED_RADIUS / p.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-                        for p in (poincare.expmap0(u, self.c) for u in (v, w)))
+                x, y = (_shortened(poincare.expmap0(u, self.c), PUBLISHED_RADIUS) for u in (v, w))
                 return -poincare.pairwise_distance(x, y, 1.0) / self.c ** 0.5 / self.temperature
             return -poincare.pairwise_distance_from_tangents(v, w, self.c) / self.temperature
 
@@ -261,6 +259,11 @@ class Projection(nn.Module):
         model.load_state_dict(load_file(folder / "model.safetensors"))
         model.backbone_digest, model.class_counts = entry.get("backbone_digest"), entry.get("class_counts")
         return model.eval()
+
+
+def _shortened(x: Tensor, limit: Tensor | float) -> Tensor:
+    """Rows (N, D), those longer than `limit` cut to that length."""
+    return x * (limit / x.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)     # clamp: no NaN as the gradient of a zero vector
 
 
 def _linear(features: int, dim: int) -> nn.Linear:
@@ -312,11 +315,11 @@ def features(config: HyperbolicConfig, manifest: Manifest, device: torch.device 
     if not manifest.classes:
         raise ParameterError(f"dataset {manifest.name!r} has no labels: tagging needs classes; use soundscapes, esc50 or audioset")
     taxonomy, prompts = Taxonomy.of(manifest), class_prompts(manifest)
-    texts = dict(zip(taxonomy.nodes, (fill(manifest.info.get("templates") or ["{}"], taxonomy.phrase(i)) for i in range(len(taxonomy))))) \
-        if taxonomy else {}
+    texts = prompts
     if taxonomy:
+        templates = manifest.info.get("templates") or ["{}"]
+        texts = {name: fill(templates, taxonomy.phrase(i)) for i, name in enumerate(taxonomy.nodes)}
         texts |= {taxonomy.nodes[node]: prompts[name] for node, name in zip(taxonomy.classes, manifest.classes)}
-    texts = texts or prompts
     digest = config.inputs()[0]
     kept = store(lambda: encoders.load(config.backbone).to(device), manifest, [t for group in texts.values() for t in group], digest,
                  seconds=config.clip_seconds, batch_size=config.encoding_batch, workers=config.workers)
