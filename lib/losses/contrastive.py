@@ -19,9 +19,12 @@ def contrastive_loss(logits: Tensor, positives: Tensor | None = None, reduction:
         logits: Tensor (A, T), similarities divided by the temperature.
         positives: Tensor (A, T) bool; None: the diagonal (A = T).
         reduction: "pairs": every positive pair counts once (the public DCASE 2025 Task 6 baseline);
-            "rows": the mean over a row's positives first, then over rows (supervised contrastive, arXiv 2004.11362, L_out).
+            "rows": the mean over a row's positives first, then over rows (supervised contrastive, arXiv 2004.11362, L_out);
+            "mass": -ln(sum over a row's positives of exp / sum over all of exp), then the mean over rows. Its floor is 0, also
+            where rows have several positives, because finding one of them is enough; the other two ask for all alike, and a
+            row with k positives has ln k as its least loss.
     Returns:
-        scalar Tensor. A uniform model gives (ln A + ln T) / 2.
+        scalar Tensor. A uniform model gives (ln A + ln T) / 2, and by ln k a row less with "mass".
     Raises:
         ValueError: shapes differ, no positive pair at all, or an unknown reduction.
     """
@@ -33,8 +36,8 @@ def contrastive_loss(logits: Tensor, positives: Tensor | None = None, reduction:
         raise ValueError(f"positives {tuple(positives.shape)} and logits {tuple(logits.shape)} must have one shape")
     if not positives.any():
         raise ValueError("no positive pair in the batch: every audio needs at least one caption of its own")
-    if reduction not in ("pairs", "rows"):
-        raise ValueError(f"reduction must be 'pairs' or 'rows', got {reduction!r}")
+    if reduction not in ("pairs", "rows", "mass"):
+        raise ValueError(f"reduction must be 'pairs', 'rows' or 'mass', got {reduction!r}")
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return (_one_way(logits, positives, 1, reduction) + _one_way(logits, positives, 0, reduction)) / 2
@@ -45,8 +48,12 @@ def _one_way(logits: Tensor, positives: Tensor, axis: int, reduction: str) -> Te
     if reduction == "pairs":
         return scores[positives].mean()
     counts = positives.sum(dim=axis)
-    # where(): rows without a positive have 0/1 = 0 and are left out of the mean below
-    per_row = torch.where(positives, scores, 0).sum(dim=axis) / counts.clamp(min=1)
+    if reduction == "mass":
+        # the lowest number instead of -inf: rows without a positive, left out below, then have no gradient rather than NaN
+        per_row = -torch.where(positives, -scores, torch.finfo(scores.dtype).min).logsumexp(dim=axis)
+    else:
+        # where(): rows without a positive have 0/1 = 0 and are left out of the mean below
+        per_row = torch.where(positives, scores, 0).sum(dim=axis) / counts.clamp(min=1)
     return per_row[counts > 0].mean()
 
 

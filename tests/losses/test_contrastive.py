@@ -21,11 +21,15 @@ def written_out(logits, positives, reduction):
         return -0.5 * (sum(r for r, _ in terms.values()) + sum(c for _, c in terms.values())) / len(terms)
     rows = [[r for (i, _), (r, _) in terms.items() if i == k] for k in range(a)]
     columns = [[c for (_, j), (_, c) in terms.items() if j == k] for k in range(t)]
-    mean = lambda groups: sum(sum(g) / len(g) for g in groups if g) / sum(1 for g in groups if g)
+    if reduction == "mass":
+        one = lambda group: math.log(sum(math.exp(x) for x in group))
+    else:
+        one = lambda group: sum(group) / len(group)
+    mean = lambda groups: sum(one(g) for g in groups if g) / sum(1 for g in groups if g)
     return -0.5 * (mean(rows) + mean(columns))
 
 
-@pytest.mark.parametrize("reduction", ["pairs", "rows"])
+@pytest.mark.parametrize("reduction", ["pairs", "rows", "mass"])
 @pytest.mark.parametrize("shape", [(4, 4), (5, 7)])
 def test_against_written_out(reduction, shape):
     generator = torch.Generator().manual_seed(1)
@@ -51,9 +55,26 @@ def test_gradient_and_autocast():
     positives = torch.rand(4, 5) < 0.5
     positives[0, 0] = True
     assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives), logits)
-    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives, "rows"), logits)
+    for reduction in ("rows", "mass"):
+        positives[2] = False        # also with a row that has none
+        assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, positives, reduction), logits)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert contrastive_loss(torch.randn(3, 3, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("reduction, floor", [("mass", 0), ("rows", math.log(2) * 2 / 3), ("pairs", math.log(2) * 4 / 5)])
+def test_floor_when_two_of_three_rows_share_a_caption(reduction, floor):
+    """The positive and the spatial negative of a triplet have one semantic caption; only "mass" lets their loss become 0."""
+    same = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 0, 1]], dtype=torch.bool)
+    assert contrastive_loss(same.double() * 60, same, reduction).item() == pytest.approx(floor, abs=1e-8)
+    assert contrastive_loss(same.double() * 60).item() == pytest.approx(math.log(2) * 2 / 3, abs=1e-8), "one-hot targets: false negatives"
+    uneven = torch.tensor([[60.0, 0, 30], [0, 60, 0], [30, 0, 60]], dtype=torch.float64)
+    if reduction == "mass":
+        assert contrastive_loss(uneven, same, reduction).item() == pytest.approx(0, abs=1e-8), "one of the two is enough"
+        uniform = contrastive_loss(torch.zeros_like(uneven), same, reduction).item()
+        assert uniform == pytest.approx(math.log(3) - math.log(2) * 2 / 3, abs=1e-8)
+    else:
+        assert contrastive_loss(uneven, same, reduction).item() > floor + 1
 
 
 @pytest.mark.parametrize("arguments, words", [
