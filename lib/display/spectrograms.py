@@ -1,4 +1,5 @@
-"""Log-mel pictures. Arrays are numpy or torch, times seconds, frequencies Hz; the figures are `Picture`s."""
+"""Log-mel pictures, and where their sound comes from. Arrays are numpy or torch, times seconds, frequencies Hz; the figures are
+`Picture`s."""
 from __future__ import annotations
 
 import io
@@ -7,10 +8,12 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import seaborn
 import torch
 from matplotlib import image
 from matplotlib.ticker import MaxNLocator
 
+from lib.audio.directions import DIRECTIONS
 from lib.audio.logmel import kaldi_mel_filters
 from lib.display.style import SPECTRUM, Picture, shortened, themed, to_array
 
@@ -19,11 +22,17 @@ _HERTZ = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
 
 def _mel_axes(axes, spectrogram: np.ndarray, hop_seconds: float, fmin: float, fmax: float | None, limits=None):
     """Draw one spectrogram; returns the image. Cells that are NaN or infinite are drawn cyan."""
-    bands, frames = spectrogram.shape
     colours = matplotlib.colormaps[SPECTRUM].with_extremes(bad="cyan")
     low, high = limits or (None, None)
-    drawn = axes.imshow(np.where(np.isfinite(spectrogram), spectrogram, np.nan), origin="lower", aspect="auto", cmap=colours,
-                        interpolation="nearest", extent=(0, frames * hop_seconds, -0.5, bands - 0.5), vmin=low, vmax=high)
+    return _time_frequency(axes, np.where(np.isfinite(spectrogram), spectrogram, np.nan), hop_seconds, fmin, fmax, cmap=colours,
+                           vmin=low, vmax=high)
+
+
+def _time_frequency(axes, cells: np.ndarray, hop_seconds: float, fmin: float, fmax: float | None, **options):
+    """Draw (bands, frames) numbers or (bands, frames, 3) colours; returns the image."""
+    bands, frames = cells.shape[:2]
+    drawn = axes.imshow(cells, origin="lower", aspect="auto", interpolation="nearest",
+                        extent=(0, frames * hop_seconds, -0.5, bands - 0.5), **options)
     axes.grid(False)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     if fmax is None:
@@ -81,6 +90,66 @@ def log_mel_grid(spectrograms: Sequence, *, hop_seconds: float, fmin: float = 0.
         axes.set_ylabel(("Frequency (Hz)" if fmax else "Mel band") if i % columns == 0 else "")
     picture.colorbar(drawn, ax=grid, label=unit, fraction=0.05, pad=0.01)
     return picture
+
+
+@themed
+def intensity_map(intensity, level, *, hop_seconds: float, fmin: float = 0.0, fmax: float | None = None,
+                  limits: tuple[float, float] | None = None, unit: str = "W log-mel value",
+                  title: str = "Where the sound comes from") -> Picture:
+    """Direction of the sound over time and frequency, beside the log-mel spectrogram of the same clip.
+
+    The colour of a cell is the azimuth of its intensity vector, as on the wheel; its brightness is the level, so that what is too
+    weak to have a direction stays black. Elevation is not shown. Cells that are not finite are white (cyan in the log-mel).
+
+    Args:
+        intensity: (3, frames, mels) in channel order Y, Z, X; of `FoaMel` features (7, frames, mels): `features[4:]`.
+        level: (frames, mels) log-mel of W: `features[0]`.
+        limits: levels that are black and of full brightness; by default 50 dB below, and at, the level that 0.5 % of the cells
+            exceed (of a level in dB).
+        hop_seconds, fmin, fmax, unit: as in `log_mel`.
+
+    Raises:
+        ValueError: shapes that do not fit, or a level without one finite number.
+    """
+    intensity, level = to_array(intensity, "intensity", 3), to_array(level, "level", 2)
+    if intensity.shape != (3, *level.shape):
+        raise ValueError(f"intensity has shape {intensity.shape}, expected (3, frames, mels) = {(3, *level.shape)} as level has; "
+                         "of 7-channel features pass features[4:] and features[0]")
+    if not np.isfinite(level).any():
+        raise ValueError("level holds no finite number")
+    top = float(np.percentile(level[np.isfinite(level)], 99.5))        # the loudest cells alone would leave the rest dark
+    low, high = limits or (top - 50.0, top)
+    azimuth = np.arctan2(intensity[0], intensity[2])
+    bright = np.clip((level - low) / max(high - low, 1e-12), 0, 1)
+    known = np.isfinite(azimuth) & np.isfinite(bright)
+    cells = np.where(known[..., None], _azimuth_colours(np.where(known, azimuth, 0)) * np.where(known, bright, 0)[..., None], 1.0)
+
+    picture = Picture(height=3.6)
+    grid = picture.add_gridspec(1, 3, width_ratios=(1, 0.5, 1.12))
+    where, loud = picture.add_subplot(grid[0]), picture.add_subplot(grid[2])
+    _time_frequency(where, cells.transpose(1, 0, 2), hop_seconds, fmin, fmax)
+    drawn = _mel_axes(loud, level.T, hop_seconds, fmin, fmax, (low, high))
+    for axes, name in ((where, "Azimuth (colour) and level"), (loud, "Level")):
+        axes.set_title(name, fontsize=9)
+        axes.set(xlabel="Time (s)", ylabel="Frequency (Hz)" if fmax else "Mel band")
+    picture.colorbar(drawn, ax=loud, label=unit, fraction=0.05, pad=0.02)
+
+    wheel = picture.add_subplot(grid[1], projection="polar", theta_offset=-math.pi / 2)      # azimuth 0, south, at the bottom
+    around = np.radians(np.arange(0, 361, 3))
+    wheel.pcolormesh(around, (0.6, 1.0), _azimuth_colours(around[None, :-1] + np.radians(1.5)), antialiased=False)
+    wheel.bar(0, 0.6, width=2 * math.pi, color="white", linewidth=0)                        # smooths the inner edge
+    wheel.set(ylim=(0, 1), yticks=[])
+    wheel.set_xticks(np.radians(45 * np.arange(8)), DIRECTIONS, fontsize=8)
+    wheel.grid(False)
+    wheel.spines["polar"].set_visible(False)
+    picture.set_title(title)
+    return picture
+
+
+def _azimuth_colours(azimuth: np.ndarray) -> np.ndarray:
+    """(..., 3) colours of azimuths in radians: a closed circle of hues that look equally bright, so that brightness is free."""
+    palette = np.array(seaborn.husl_palette(360, h=0.03, s=0.95, l=0.72))
+    return palette[np.round(np.degrees(azimuth)).astype(int) % 360]
 
 
 def thumbnail_png(signal: np.ndarray, sample_rate: int, *, width: int = 240, height: int = 48) -> bytes:
