@@ -5,6 +5,7 @@
 SHELL := /bin/sh
 
 VENV ?=
+TEST_PROCESSES ?= 2
 PYTHON := $(if $(VENV),$(VENV),.venv)/bin/python
 READY := $(if $(VENV),,.venv/.ready)
 
@@ -28,8 +29,8 @@ report: $(READY) ## run the notebooks and build the report
 		--data-root="$$DATA_ROOT" --set="$$SET" --run="$$RUN" --jobs="$$JOBS" --snakemake="$$SNAKEMAKE"
 
 test: $(READY) ## run the test suite
-	@echo "make test: running the test suite, about 8 minutes on 2 cores"
-	@"$(PYTHON)" -m pytest $(TESTS)
+	@echo "make test: running the test suite in $(TEST_PROCESSES) processes, about 6 minutes on 2 cores"
+	@"$(PYTHON)" -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-browser: chromium $(READY) ## drive JupyterLab in a real browser
 	@echo "make test-browser: notebook 12 and the Poincaré disk in Chromium, about 1 minute; pictures go to build/browser"

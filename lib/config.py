@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields
 from lib import glossary
 
 # where a run is computed, with how many processes and decoders, what it is logged to and when it gives up do not change what it computes;
-# what lies in data_root and checkpoint is in the manifest's fingerprint and in `inputs`
-PLACE = ("device", "devices", "compile", "workers", "data_root", "checkpoint", "loggers", "bad_media_budget")
+# what lies in data_root and in the checkpoints is in the manifest's fingerprint and in `inputs`
+PLACE = ("device", "devices", "compile", "workers", "data_root", "checkpoint", "initial_checkpoint", "teachers", "loggers", "bad_media_budget")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,15 @@ import os
 import pytest
 
 
+LONGEST = ("tests/notebooks", "tests/workbook/test_kill.py", "tests/workbook/test_report.py")      # files that take minutes
+
+
 def pytest_collection_modifyitems(config, items):
-    """Tests marked `slow` run with WORKBOOK_SLOW=1 (as .ci/run does), or when a marker expression asks for them."""
+    """Tests marked `slow` run with WORKBOOK_SLOW=1 (as .ci/run does), or when a marker expression asks for them.
+
+    Files that take minutes come first: with several processes, one that is begun last would be waited for.
+    """
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
     if os.environ.get("WORKBOOK_SLOW") == "1" or "slow" in config.getoption("markexpr"):
         return
     skip = pytest.mark.skip(reason="slow: runs in .ci/run, or with WORKBOOK_SLOW=1")

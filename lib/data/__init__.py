@@ -23,6 +23,8 @@ DATASETS = {
     "audiocaps": "lib.data.audiocaps",
     "wavcaps": "lib.data.wavcaps",
     "audioset": "lib.data.audioset",
+    "triplets": "lib.data.triplets",
+    "stclotho": "lib.data.stclotho",
 }
 _ALWAYS = ("data_root", "seed", "num_samples", "workers")
 

@@ -48,7 +48,8 @@ TAXONOMY = {category: [SUPER_CATEGORIES[i // 10]] for i, category in enumerate(P
 
 
 def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = None, workers: int = 0,
-            esc10_only: bool | None = None, test_fold: int = 4, val_share: float = 0.2) -> Manifest:
+            esc10_only: bool | None = None, test_fold: int = 4, val_share: float = 0.2,
+            val_fold: int | None = None) -> Manifest:
     """The manifest of ESC-50, or of the part of it that is there.
 
     Args:
@@ -58,6 +59,7 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
             others are counted in info["absent"], not as bad files).
         test_fold: the fold that is the test split (ESC-50 has 1-5, the ESC-10 sample of the tests 1-4).
         val_share: share of each class's sources outside the test fold that become validation, 0 to 0.9.
+        val_fold: this whole fold is validation instead, without clips that share a source with the others; None: as val_share says.
 
     Returns:
         Manifest with the further columns fold (int), group (source recording) and five captions a clip.
@@ -77,7 +79,9 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
         rows = rows[[f is not None for f in found]]
     if test_fold not in set(rows["fold"]):
         raise ValueError(f"test_fold must be one of the folds {sorted(set(rows['fold']))} of {root}, got {test_fold}")
-    split = _splits(rows, test_fold, val_share)
+    if val_fold is not None and (val_fold not in set(rows["fold"]) or val_fold == test_fold):
+        raise ValueError(f"val_fold must be one of the folds {sorted(set(rows['fold']) - {test_fold})} of {root}, got {val_fold}")
+    split = _splits(rows, test_fold, val_share) if val_fold is None else _by_fold(rows, test_fold, val_fold)
     table = pd.DataFrame({
         "clip_id": [Path(name).stem for name in rows["filename"]],
         "path": rows["path"].tolist(),
@@ -119,6 +123,13 @@ def _splits(rows: pd.DataFrame, test_fold: int, val_share: float) -> list[str]:
                 wanted -= 1
     return ["test" if fold == test_fold else "" if source in test_sources else "val" if chosen[source] else "train"
             for fold, source in zip(rows["fold"], rows["src_file"])]
+
+
+def _by_fold(rows: pd.DataFrame, test_fold: int, val_fold: int) -> list[str]:
+    """Split of each row by its fold; "" for a row whose source is also in a fold of a later split."""
+    sources = {fold: set(rows["src_file"][rows["fold"] == fold]) for fold in (test_fold, val_fold)}
+    return ["test" if fold == test_fold else "" if source in sources[test_fold] else "val" if fold == val_fold
+            else "" if source in sources[val_fold] else "train" for fold, source in zip(rows["fold"], rows["src_file"])]
 
 
 def _find(data_root: Path | None) -> Path:

@@ -62,24 +62,29 @@ def absorption(size: np.ndarray, reverberation: float) -> float:
     return 1 - math.exp(-brentq(excess, 0, 30 / walls.min()) / (SPEED * reverberation))
 
 
-def response(room: Room, event: Event) -> np.ndarray:
+def response(room: Room, event: Event, sample_rate: int = SAMPLE_RATE, longest: float = math.inf) -> np.ndarray:
     """Impulse response (4, samples) from an event to the listener; sample 0 is the direct sound, with the gains of its direction.
 
     Every image source is a plane wave from its own direction, exact in level. Its delay is rounded to a sample, as if it lay
-    at most 3.6 mm elsewhere.
+    at most 3.6 mm elsewhere (at 48 kHz).
+
+    Args:
+        event: anything with an azimuth, elevation (degrees) and distance (metres). sample_rate: Hz.
+        longest: seconds after which the response is cut off, where the room's reverberation lasts longer.
     """
     import pyroomacoustics  # here: it takes most of a second, and only rooms need it
 
-    shoebox = pyroomacoustics.ShoeBox(room.size, fs=SAMPLE_RATE, materials=pyroomacoustics.Material(room.absorption),
-                                      max_order=_order(room))
+    seconds = min(room.reverberation, longest)
+    shoebox = pyroomacoustics.ShoeBox(room.size, fs=sample_rate, materials=pyroomacoustics.Material(room.absorption),
+                                      max_order=_order(room, seconds))
     shoebox.add_source(room.listener + event.distance * unit_vector(event.azimuth, event.elevation))
     shoebox.add_microphone(room.listener)
     shoebox.image_source_model()
     source = shoebox.sources[0]
     path = source.images - room.listener[:, None]
     distance = np.sqrt((path**2).sum(0))
-    delay = np.rint((distance - event.distance) * (SAMPLE_RATE / SPEED)).astype(np.int64)
-    near = delay < to_samples(room.reverberation)  # what comes later lies 60 dB below
+    delay = np.rint((distance - event.distance) * (sample_rate / SPEED)).astype(np.int64)
+    near = delay < round(seconds * sample_rate)  # what comes later lies 60 dB below
     level = source.damping[0, near] * (event.distance / distance[near])
     gains = level * harmonics(path[:, near] / distance[near])
     return np.stack([np.bincount(delay[near], weights=channel) for channel in gains])
@@ -126,7 +131,7 @@ def render_foa(scene: Scene, room: str) -> np.ndarray:
     return events + background
 
 
-def _order(room: Room) -> int:
-    """Reflections needed for all image sources within the reverberation time: orders fill a diamond, times a sphere."""
+def _order(room: Room, seconds: float) -> int:
+    """Reflections needed for all image sources within so many seconds: orders fill a diamond, times a sphere."""
     nearest = 1 / np.sqrt(np.sum(1 / room.size**2))  # distance from the centre to a face of the diamond of order 1
-    return min(LARGEST_ORDER, math.ceil(room.reverberation * SPEED / nearest))
+    return min(LARGEST_ORDER, math.ceil(seconds * SPEED / nearest))

@@ -10,11 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pandas as pd
@@ -25,8 +22,8 @@ from lib.audio import ambisonics, signals, synthesis
 from lib.audio.signals import SAMPLE_RATE
 from lib.data import scenes
 from lib.data.manifest import SPLITS, Manifest
+from lib.data.rendering import run
 from lib.data.scene_captions import captions
-from lib.progress import track
 from lib.settings import data_dir
 
 BATCH = 16  # scenes a worker renders before it reports
@@ -145,8 +142,7 @@ def _render_missing(clips: dict[scenes.Scene, Path], rendering: str, workers: in
             part.unlink(missing_ok=True)
         missing = [(scene, file) for scene, file in clips.items() if not file.is_file()]
         batches = [missing[i:i + BATCH] for i in range(0, len(missing), BATCH)]
-        rendered = _in_parallel(batches, rendering, workers) if workers else (_render(b, rendering) for b in batches)
-        for _ in track(rendered, len(batches), f"rendering soundscapes ({BATCH} scenes a step)"):
+        for _ in run(partial(_render, rendering=rendering), batches, workers, f"rendering soundscapes ({BATCH} scenes a step)"):
             pass
 
 
@@ -169,19 +165,3 @@ def _write(scene: scenes.Scene, rendering: str, file: Path) -> None:
         samples = scene_space.render_foa(scene, _SPACES[rendering]).T
     # Rounded to 16 bits here, so that the file does not depend on how the library rounds.
     soundfile.write(file, np.round(samples * 32767).astype(np.int16), SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-
-
-def _in_parallel(batches: list, rendering: str, workers: int) -> Iterator[None]:
-    # spawn: a fork would copy the threads and locks of a notebook kernel
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
-        try:
-            for future in as_completed([pool.submit(_render, batch, rendering) for batch in batches]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # a failure or an interrupt should not wait for all the rest
-            raise
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: after a kill -9 it would wait for work for ever."""
-    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

@@ -25,6 +25,9 @@ def load(folder: str | Path):
     config = read_json(folder / "config.json") or {}
     if config.get("model_type") == "workbook-hyperbolic":         # the towers beneath its projection
         return load(config["backbone"])
+    if config.get("model_type") == "workbook-spatial":             # whose clips have four channels
+        from lib.encoders.spatial_dual import SpatialDual
+        return SpatialDual.from_pretrained(folder)
     if config.get("model_type") == "clap":
         from lib.encoders.clap import load_clap
         return load_clap(folder)

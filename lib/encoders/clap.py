@@ -19,6 +19,7 @@ from transformers import (
 from transformers.audio_utils import mel_filter_bank
 
 from lib.encoders import weights
+from lib.encoders.text import normalise
 from lib.files import read_json
 
 CLIPS_TOGETHER = 4                                # on a CPU; see `lib.audio.logmel`
@@ -231,10 +232,12 @@ class ClapAudio(nn.Module):
 
 @dataclass(frozen=True)
 class ClapTextSettings:
-    """Settings of `ClapText`.  max_tokens: longer captions are cut.  network: what transformers' ClapTextConfig takes."""
+    """Settings of `ClapText`.  max_tokens: longer captions are cut.  network: what transformers' ClapTextConfig takes.  plain: captions
+    are lower-cased and freed of punctuation first (a tokenizer from scratch has seen no other)."""
 
     max_tokens: int = 512
     network: dict = field(default_factory=dict)
+    plain: bool = False
 
     def to_dict(self) -> dict:
         """JSON-able form."""
@@ -242,7 +245,7 @@ class ClapTextSettings:
 
 
 class ClapText(nn.Module):
-    """Captions as they are written to CLAP's projected text features, one vector each.
+    """Captions, as they are written unless `plain`, to CLAP's projected text features, one vector each.
 
     Args:
         config: a `ClapTextSettings`.  tokenizer: the checkpoint's.
@@ -293,7 +296,8 @@ class ClapText(nn.Module):
     def forward(self, captions: list[str]) -> Tensor:
         """Captions (a list of B texts) to Tensor (B, width)."""
         device = self.network.device
-        tokens = self.tokenizer(list(captions), padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt")
+        captions = [normalise(caption) for caption in captions] if self.config.plain else list(captions)
+        tokens = self.tokenizer(captions, padding=True, truncation=True, max_length=self.config.max_tokens, return_tensors="pt")
         return self.network(input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)).text_embeds
 
 

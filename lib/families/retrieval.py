@@ -33,7 +33,7 @@ from lib.encoders.dual import DualEncoder, initialise
 from lib.encoders.passt import PasstConfig, PasstEncoder
 from lib.encoders.store import encode_clips, encode_texts, store
 from lib.encoders.text import RobertaText, TextConfig
-from lib.encoders.weights import weights_digest
+from lib.encoders.weights import model_digest, weights_digest
 from lib.evaluation.retrieval import retrieval_metrics
 from lib.files import user_path, write_text
 from lib.glossary import ParameterError
@@ -97,6 +97,11 @@ class RetrievalConfig(RunConfig):
         if "excluded_ids" in understood:
             options["excluded_ids"] = self.excluded_ids
         return data.prepare(self.dataset, data_root=self.data_root, num_samples=self.num_samples, workers=self.threads, **options)
+
+    def inputs(self) -> tuple[str, ...]:
+        """Digests of the checkpoint that training starts from and of the teachers."""
+        return tuple(f"{role} {model_digest(user_path(folder))}" for role, folders in (
+            ("start", [self.initial_checkpoint] if self.initial_checkpoint else []), ("teacher", self.teachers)) for folder in folders)
 
     def shares(self) -> dict[str, float] | None:
         """What `ClipDataset` takes: the share of each data set of a mixture; None: every row comes once."""

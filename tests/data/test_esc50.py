@@ -75,6 +75,12 @@ def test_splits_depend_on_nothing_but_the_data(tmp_path):
     whole = first.table.set_index("clip_id")["split"]
     assert len(part) == 20 and all(whole[c] == s for c, s in zip(part.table["clip_id"], part.table["split"]))
     assert prepare("esc50", data_root=tmp_path / "esc", val_share=0.0).splits == {"train": 64, "test": 16}
+    whole = prepare("esc50", data_root=tmp_path / "esc", val_fold=3).table
+    assert set(whole["fold"][whole["split"] == "val"]) == {3} and set(whole["fold"][whole["split"] == "test"]) == {4}
+    groups = whole.groupby("split")["group"].agg(set)
+    assert not groups["train"] & groups["val"] and not groups["val"] & groups["test"] and 3 not in set(whole["fold"][whole["split"] == "train"])
+    with pytest.raises(ValueError, match="val_fold must be one of the folds"):
+        prepare("esc50", data_root=tmp_path / "esc", val_fold=4)
     other = prepare("esc50", data_root=tmp_path / "esc", test_fold=1)
     assert set(other.table["fold"][other.table["split"] == "test"]) == {1}
 

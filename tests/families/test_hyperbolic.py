@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 
 from lib import encoders, training
 from lib.data.manifest import Manifest
@@ -19,6 +18,7 @@ from lib.families.hyperbolic import Hyperbolic, HyperbolicConfig, Projection, Sp
 from lib.geometry import lorentz, poincare
 from lib.glossary import ParameterError
 from lib.training import loop
+from tests.runs import same_in_one_and_two, stop_and_resume
 from tests.tiny_clap import publish
 
 RATE = 48000
@@ -74,21 +74,7 @@ def test_it_learns(manifest, config, tmp_path, changes):
 @pytest.mark.parametrize("stop", [2, 4, 7])
 def test_a_stopped_run_ends_with_the_same_bits(manifest, config, tmp_path, stop):
     config = replace(config, checkpoint_steps=1, entailment_weight=0.2, train_c=True)
-    whole = loop.fit(Hyperbolic(config, manifest), tmp_path / "whole")
-
-    class Stopped(Hyperbolic):
-        seen = 0
-
-        def losses(self, model, batch):
-            self.seen += 1
-            if self.seen > stop:
-                raise KeyboardInterrupt
-            return super().losses(model, batch)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit(Stopped(config, manifest), tmp_path / "halves")
-    again = loop.fit(Hyperbolic(config, manifest), tmp_path / "halves")
-    one, two = (load_file(run.checkpoint / "model.safetensors") for run in (whole, again))
-    assert all(torch.equal(one[name], two[name]) for name in one) and again.history == whole.history and again.checkpoint.name == whole.checkpoint.name
+    stop_and_resume(Hyperbolic, config, manifest, tmp_path, stop)
 
 
 @pytest.mark.slow
@@ -103,11 +89,7 @@ def test_two_processes_equal_one(clap, tmp_path, monkeypatch):
     for devices in (1, 2):
         monkeypatch.setenv("WORKBOOK_RUNS", str(tmp_path / str(devices)))
         runs[devices] = training.launch("hyperbolic", replace(config, devices=devices))
-    one, two = (load_file(runs[n].checkpoint / "model.safetensors") for n in (1, 2))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5, msg=name)
-    for first, second in zip(runs[1].history, runs[2].history, strict=True):
-        assert all(abs(first[name] - second[name]) <= 1e-5 for name in first), (first, second)
+    same_in_one_and_two(runs[1], runs[2])
 
 
 def test_training_never_calls_the_backbone_again(manifest, config, tmp_path, monkeypatch):

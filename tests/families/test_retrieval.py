@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
 
 from lib import training
 from lib.data.manifest import Manifest
@@ -16,6 +15,7 @@ from lib.families import retrieval
 from lib.families.retrieval import Retrieval, RetrievalConfig, embed, mix_clips, relevance, shared
 from lib.glossary import ParameterError
 from lib.training import checkpoint, loop
+from tests.runs import stop_and_resume, weights
 from tests.tiny_clap import publish
 
 TINY = dict(audio_size="tiny", text_size="tiny", clip_seconds=1.0, segment_seconds=1.0, embedding_dim=16, batch_size=8, epochs=2,
@@ -40,10 +40,6 @@ def manifest(tmp_path_factory):
     return Manifest(pd.DataFrame(rows), "tones", folder, {"classes": words})
 
 
-def weights(run):
-    return load_file(run.checkpoint / "model.safetensors")
-
-
 def test_it_learns_what_can_be_heard(manifest, tmp_path):
     config = tiny(epochs=14, decay_epochs=13, positives="labels", loss_reduction="rows", text_dropout=0.0)
     run = loop.fit(Retrieval(config, manifest), tmp_path)
@@ -62,23 +58,7 @@ def test_it_learns_what_can_be_heard(manifest, tmp_path):
 def test_a_stopped_run_ends_with_the_same_bits(manifest, tmp_path, stop):
     """Stopped in the middle of an epoch (1, 3, 6) and at its end (4): weights and history equal the uninterrupted run's."""
     config = tiny(checkpoint_steps=1, text_dropout=0.3, gain_db=3.0, mix=0.5)
-    whole = loop.fit(Retrieval(config, manifest), tmp_path / "whole")
-    assert whole.steps == 8
-
-    class Stopped(Retrieval):
-        seen = 0
-
-        def losses(self, model, batch):
-            self.seen += 1
-            if self.seen > stop:
-                raise KeyboardInterrupt
-            return super().losses(model, batch)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit(Stopped(config, manifest), tmp_path / "halves")
-    resumed = loop.fit(Retrieval(config, manifest), tmp_path / "halves")
-    assert resumed.history == whole.history and resumed.checkpoint.name == whole.checkpoint.name
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(resumed)[name]), name
+    assert stop_and_resume(Retrieval, config, manifest, tmp_path, stop).steps == 8
 
 
 def test_accumulation_counts_steps_and_thread_change_warns(manifest, tmp_path):

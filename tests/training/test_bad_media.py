@@ -5,13 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from safetensors.torch import load_file
 
 from lib.data.loading import ClipDataset, batches
 from lib.data.manifest import Manifest
 from lib.families.retrieval import Retrieval, RetrievalConfig, embed
 from lib.media.audio import AudioError
 from lib.training import loop
+from tests.runs import stop_and_resume
 
 CLIPS = 500
 
@@ -78,22 +78,7 @@ def test_replacement_is_whole_and_repeatable(clips):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_agrees_about_replacements(clips, tmp_path, workers):
     settings, manifest = config(epochs=2, checkpoint_steps=3, workers=workers), clips({3: "gone.wav", 400: "text.wav"})
-    whole = loop.fit(Retrieval(settings, manifest), tmp_path / "whole")
-
-    class Stopped(Retrieval):
-        seen = 0
-
-        def losses(self, model, batch):
-            self.seen += 1
-            if self.seen > 8:
-                raise KeyboardInterrupt
-            return super().losses(model, batch)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit(Stopped(settings, manifest), tmp_path / "halves")
-    resumed = loop.fit(Retrieval(settings, manifest), tmp_path / "halves")
-    assert resumed.history == whole.history and resumed.skipped == whole.skipped
-    one, two = (load_file(run.checkpoint / "model.safetensors") for run in (whole, resumed))
-    assert all((one[name] == two[name]).all() for name in one)
+    stop_and_resume(Retrieval, settings, manifest, tmp_path, 8)
 
 
 def test_nothing_left_to_stand_in_is_an_error(clips):

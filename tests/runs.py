@@ -1,0 +1,48 @@
+"""What the families' tests ask of whole training runs: the same bits after a stop, one process and two the same."""
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lib.training import loop
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_file(run.checkpoint / "model.safetensors")
+
+
+def stop_and_resume(family, config, manifest, folder, stop: int):
+    """Train a run to its end, and another one that is stopped after `stop` batches and started again; both must end with the same bits.
+
+    Returns the run that was never stopped.
+    """
+    whole = loop.fit(family(config, manifest), folder / "whole")
+
+    class Stopped(family):
+        seen = 0
+
+        def losses(self, model, batch):
+            self.seen += 1
+            if self.seen > stop:
+                raise KeyboardInterrupt
+            return super().losses(model, batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(Stopped(config, manifest), folder / "halves")
+    resumed = loop.fit(family(config, manifest), folder / "halves")
+    assert resumed.history == whole.history and resumed.checkpoint.name == whole.checkpoint.name and resumed.skipped == whole.skipped
+    one, two = weights(whole), weights(resumed)
+    assert one.keys() == two.keys()
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+    return whole
+
+
+def same_in_one_and_two(one, two, tolerance: float = 1e-5, left_out: tuple[str, ...] = ()):
+    """Weights and history of two runs agree; `left_out`: ends of names whose true gradient is 0, which AdamW moves by rounding alone."""
+    first, second = weights(one), weights(two)
+    for name in first:
+        if not name.endswith(left_out or ("\0",)):
+            torch.testing.assert_close(second[name], first[name], rtol=0, atol=tolerance, msg=name)
+    assert [row.keys() for row in one.history] == [row.keys() for row in two.history]
+    for row, other in zip(one.history, two.history):
+        assert all(abs(row[name] - other[name]) <= tolerance * max(1, abs(row[name])) for name in row), (row, other)
