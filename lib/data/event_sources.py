@@ -26,6 +26,10 @@ LEVEL_WINDOW = 5  # hops over which the level of an event is taken: the ear judg
 SILENT = 1e-4  # level below which nothing is heard, -80 dB; also channels that cancel each other
 
 
+class TooFewEvents(ValueError):
+    """A data set has no clips, or not enough different ones, to make triplets of; the message says what is missing."""
+
+
 @dataclass(frozen=True)
 class Event:
     """What sounds, for how many samples (at 24 kHz).
@@ -139,12 +143,12 @@ class Recorded:
 
     def _check(self) -> None:
         if not self.splits:
-            raise ValueError(f"no clip of {self.manifest.name!r} in {self.manifest.root} has a caption or a label")
+            raise TooFewEvents(f"no clip of {self.manifest.name!r} in {self.manifest.root} has a caption or a label")
         silent = set(self.silent)
         for split in self.splits:
             kinds = {self.kinds[i] for i in self.rows[split] if self.manifest.table["clip_id"].iat[i] not in silent}
             if not any(one.isdisjoint(other) for one, other in combinations(kinds, 2)):
-                raise ValueError(f"split {split!r} of {self.manifest.name!r} in {self.manifest.root} has {len(self.rows[split])} "
+                raise TooFewEvents(f"split {split!r} of {self.manifest.name!r} in {self.manifest.root} has {len(self.rows[split])} "
                                  "clips, but no two that can be heard and share no class (without labels: no caption); a triplet "
                                  "needs two, so give more data")
 

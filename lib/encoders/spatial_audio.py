@@ -27,23 +27,28 @@ class SpatialAudio(nn.Module):
         config: of the two towers.  dim: size D of every embedding.  events: directions that are predicted for a clip.
         chunks: parts of the time axis that the temporal encoder sees.
         temporal_encoder: False (ablation): the triplet embedding is the joint one.
-        temporal_dropout: of the temporal encoder.
+        temporal_dropout, position_std: of the temporal encoder.
         intensity_vectors: False (ablation): the towers see the four log-mels only.
+        direction_from: embedding that directions are predicted from: "spatial" (SALM), or "triplet", which the original's code came to
+            use by a position in a list; the only one of the two that easily knows which direction comes first.
         order_blind: True (control): every frame is replaced by the clip's mean frame before anything else, so no order is left.
     Raises:
-        ValueError: more chunks than the towers have time steps, a dim that is no multiple of 8, or less than one event.
+        ValueError: more chunks than the towers have time steps, a dim that is no multiple of 8, less than one event, or
+            another direction_from.
     """
 
     def __init__(self, config: HtsatConfig = HtsatConfig(), dim: int = 512, events: int = 2, chunks: int = 4,
                  temporal_encoder: bool = True, temporal_dropout: float = 0.1, intensity_vectors: bool = True,
-                 order_blind: bool = False):
+                 order_blind: bool = False, direction_from: str = "spatial", position_std: float = 0.02):
         super().__init__()
+        if direction_from not in ("spatial", "triplet"):
+            raise ValueError(f"direction_from is {direction_from!r}, expected 'spatial' or 'triplet'")
         if events < 1:
             raise ValueError(f"events is {events}, expected at least 1")
         if not 1 <= chunks <= config.steps:
             raise ValueError(f"chunks is {chunks}, HTS-AT of size {config.size!r} has {config.steps} time steps; choose 1 to "
                              f"{config.steps}")
-        self.dim, self.events, self.chunks, self.order_blind = dim, events, chunks, order_blind
+        self.dim, self.events, self.chunks, self.order_blind, self.direction_from = dim, events, chunks, order_blind, direction_from
         self.towers = DualHtsat(config, intensity_vectors)
         self.semantic_head, self.spatial_head = head(config.channels, dim), head(config.channels, dim)
         self.spatial_scale = nn.Parameter(torch.ones(dim))
@@ -51,7 +56,7 @@ class SpatialAudio(nn.Module):
         self.temporal = None
         if temporal_encoder:
             self.temporal_head = head(config.channels, dim)
-            self.temporal = TemporalEncoder(dim, chunks, feedforward=4 * dim, dropout=temporal_dropout)
+            self.temporal = TemporalEncoder(dim, chunks, feedforward=4 * dim, dropout=temporal_dropout, position_std=position_std)
             self.triplet_head = head(2 * dim, dim)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
@@ -69,12 +74,12 @@ class SpatialAudio(nn.Module):
         semantic = self.semantic_head(maps["semantic"].mean(dim=(2, 3)))
         spatial = self.spatial_head(maps["spatial"].mean(dim=(2, 3)))
         joint = semantic + self.spatial_scale * spatial
-        out = {"semantic": semantic, "spatial": spatial, "joint": joint, "triplet": joint,
-               "direction": self.direction_head(spatial).tanh().unflatten(1, (self.events, 3))}
+        out = {"semantic": semantic, "spatial": spatial, "joint": joint, "triplet": joint}
         if self.temporal is not None:
             parts = {name: self.temporal_head(chunk_pool(part, self.chunks)) for name, part in maps.items()}
             out["temporal"] = self.temporal(parts["semantic"] + self.spatial_scale * parts["spatial"])
             out["triplet"] = self.triplet_head(torch.cat([joint, out["temporal"]], dim=1))
+        out["direction"] = self.direction_head(out[self.direction_from]).tanh().unflatten(1, (self.events, 3))
         return out
 
     def load_clap(self, source: str | Path) -> tuple[bool, float | None]:

@@ -34,20 +34,21 @@ class TemporalEncoder(nn.Module):
 
     Args:
         dim: size D of a chunk embedding and of the result.  chunks: number of chunks.  layers: number of transformer layers.
+        position_std: of the positions at the start. 0.02 leaves room for chunk embeddings that are small at the start; near 1 the order
+            enters from the first step, and is learnt several hundred steps earlier by a small model from scratch.
         heads: must divide D.  feedforward: hidden size of a layer.  dropout: probability in [0, 1), in the layers and the MLP.
     Raises:
         ValueError: heads that do not divide D, or a dropout out of range.
     """
 
     def __init__(self, dim: int = 512, chunks: int = 4, layers: int = 2, heads: int = 8, feedforward: int = 2048,
-                 dropout: float = 0.1):
+                 dropout: float = 0.1, position_std: float = 0.02):
         super().__init__()
         if dim % heads:
             raise ValueError(f"temporal encoder: {heads} heads do not divide dim = {dim}; choose a multiple of {heads}")
         if not 0 <= dropout < 1:
             raise ValueError(f"temporal encoder: dropout is {dropout}, expected at least 0 and below 1")
-        # 0.02: vectors of unit variance would drown the chunks, whose embeddings are small at the start
-        self.positions = nn.Parameter(0.02 * torch.randn(1, chunks, dim))
+        self.positions = nn.Parameter(position_std * torch.randn(1, chunks, dim))
         # not nn.TransformerEncoder, which starts all its layers with the same weights
         self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(dim, heads, feedforward, dropout, batch_first=True)
                                       for _ in range(layers)))

@@ -7,6 +7,7 @@ negative). Defaults are those of the original project; definitions and the corre
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -45,7 +46,7 @@ ARMS = {"full": {}, "no_temporal_encoder": {"temporal_encoder": False}, "no_ts_l
         "no_temporal": {"temporal_encoder": False, "weight_ts": 0.0}, "no_adversary": {"weight_modality": 0.0},
         "no_intensity": {"intensity_vectors": False}, "order_blind": {"order_blind": True}}
 NAMES = {"joint": "loss_spatial_semantic", "semantic": "loss_semantic", "doa": "loss_doa", "temporal_spatial": "loss_logit_ts",
-         "modality": "loss_modality"}          # parts of the loss as the original logs them; "loss" is its total_loss
+         "modality": "loss_modality", "triplet": "loss_triplet"}          # parts of the loss as the original logs them; "loss" is its total_loss
 CAPTIONS = 5            # of each kind that a clip has
 REPLACEMENTS = 20       # groups tried in the place of one that cannot be read
 
@@ -75,6 +76,7 @@ class SpatialConfig(RunConfig):
     chunks: int = 4
     temporal_encoder: bool = True
     temporal_dropout: float = 0.1
+    position_std: float = 0.02
     intensity_vectors: bool = True
     order_blind: bool = False
     loss_weights: tuple[float, ...] = ()
@@ -82,6 +84,7 @@ class SpatialConfig(RunConfig):
     weight_semantic: float = 0.5
     weight_ts: float = 0.2
     weight_modality: float = 0.2
+    weight_triplet: float = 0.0
     semantic_start_epoch: int = 3
     semantic_schedule: str = "step"
     ts_ramp_epochs: int = 4
@@ -89,6 +92,7 @@ class SpatialConfig(RunConfig):
     reversal_warmup_epochs: int = 0
     classifier_hidden: tuple[int, ...] = ()
     ordered_directions: bool = False
+    direction_from: str = "spatial"
     raw_temperature: bool = False
     rotation: str = "none"
     store_features: bool = False
@@ -104,6 +108,9 @@ class SpatialConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.dataset not in ("triplets", "stclotho"):            # its clips are the events of triplets
+            object.__setattr__(self, "source", self.dataset)
+            object.__setattr__(self, "dataset", "triplets")
         self.weights()
         if self.store_features and self.rotation == "free":
             raise ParameterError("SpatialConfig: rotation 'free' turns waveforms, which store_features does not keep; use rotation 'symmetries', "
@@ -143,7 +150,7 @@ def build(config: SpatialConfig, captions: list[str]) -> SpatialDual:
     randomness.seed_all(config.seed, "model")
     dim, start = config.embedding_dim, SpatialDual.from_pretrained(config.initial_checkpoint) if config.initial_checkpoint else None
     tower = {"config": {"size": config.audio_size, "drop_path": config.drop_path}, "dim": dim} | {name: getattr(config, name) for name in (
-        "events", "chunks", "temporal_encoder", "temporal_dropout", "intensity_vectors", "order_blind")}
+        "events", "chunks", "temporal_encoder", "temporal_dropout", "intensity_vectors", "order_blind", "direction_from", "position_std")}
     if start:
         text = start.text
     elif config.text_weights:
@@ -164,7 +171,7 @@ def _take_over(model: SpatialDual, start: SpatialDual, folder: str) -> None:
     """Weights of another checkpoint; a direction head for another number of events, and what an ablation lacks, stay as they are."""
     own, stored = model.state_dict(), start.state_dict()
     fresh = [name for name in own if name not in stored or own[name].shape != stored[name].shape]
-    wrong = [name for name in fresh if not name.startswith(("audio.direction_head", "classifier", "audio.temporal", "audio.final"))]
+    wrong = [name for name in fresh if not name.startswith(("audio.direction_head", "classifier", "audio.temporal", "audio.triplet_head"))]
     if wrong:
         raise ParameterError(f"initial_checkpoint {folder} does not fit in {len(wrong)} entries, first {wrong[0]}: {tuple(stored.get(wrong[0], torch.empty(0)).shape)} "
                              f"in the file, {tuple(own[wrong[0]].shape)} in the model; use its audio_size, text_size, embedding_dim and clip_seconds")
@@ -366,7 +373,11 @@ class Spatial:
                  "doa": direction_loss(audio["direction"], direction, ordered=c.ordered_directions),
                  "temporal_spatial": three_way_loss(audio["triplet"], text["spatial"], self.model.scale()) if c.events > 1 else torch.zeros((), device=device),
                  "modality": modality_loss(*told)}
-        return {"loss": total(parts, weights)} | {NAMES[name]: part for name, part in parts.items()} | {
+        loss = total(parts, weights)
+        if c.weight_triplet:            # beyond the original: within triplets alone, nothing tells this embedding what sounds
+            parts["triplet"] = contrastive_loss(self.model.logits(audio["triplet"], text["spatial"]), same["caption"], "mass")
+            loss = loss + c.weight_triplet * parts["triplet"]
+        return {"loss": loss} | {NAMES[name]: part for name, part in parts.items()} | {
             "modality_accuracy": torch.as_tensor(modality_accuracy(*told)), "scale": self.model.scale().detach()}
 
     def compile(self) -> None:
@@ -450,6 +461,15 @@ def embed(model: SpatialDual, clips: Clips, config: SpatialConfig, store: Featur
     rows = {column: vectors[[place[text] for text in some]].unflatten(0, (-1, CAPTIONS)) for column, some in texts.items()}
     model.train(training)
     return Embedded(clips, {name: torch.cat(some) for name, some in parts.items()}, rows["captions"], rows["semantic_captions"], {})
+
+
+def shown(clips: Clips, config: SpatialConfig, row: int) -> dict:
+    """A clip as `lib.display.triplets.triplet_page` shows it: waveform (4, samples), role, caption, labels, places and onsets."""
+    facts, front_end = clips.manifest.row(row), FoaMelConfig()
+    onset = [math.nan if value is None else value for value in facts["onset"]]
+    return {name: facts[name] for name in ("role", "labels", "azimuth", "elevation")} | {
+        "onset": onset, "caption": facts["captions"][0], "sample_rate": front_end.sample_rate,
+        "waveform": read(clips.manifest, config, front_end.sample_rate, row).numpy()}
 
 
 def _one_thread(worker: int) -> None:
