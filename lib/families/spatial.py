@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from lib import data, distributed, randomness
 from lib.audio.ambisonics import unit_vector
 from lib.audio.directions import direction_word
-from lib.audio.foa import FoaMelConfig, fit, rotate, rotate_azimuth, turn_angles, turn_features
+from lib.audio.foa import FoaMel, FoaMelConfig, fit, rotate, rotate_azimuth, turn_angles, turn_features
 from lib.config import RunConfig
 from lib.data.loading import bounds
 from lib.data.manifest import Manifest
@@ -333,8 +333,8 @@ class Spatial:
 
     @cached_property
     def store(self) -> FeatureStore | None:
-        """Features of all clips, computed once, with `store_features`."""
-        return stored(self.config, self.manifest, self.model) if self.config.store_features else None
+        """See `stored`."""
+        return stored(self.config, self.manifest)
 
     def batches(self, epoch: int, first_batch: int, skipped: Iterable[str] = ()):
         """This process's share of the batches of an epoch; triplets stay whole."""
@@ -410,10 +410,12 @@ def _equal(texts: list[str]) -> Tensor:
     return numbers[:, None] == numbers
 
 
-def stored(config: SpatialConfig, manifest: Manifest, model: SpatialDual) -> FeatureStore:
-    """Features of every clip of a data set, computed once for all trainings and evaluations that hear it alike."""
-    window = {"seconds": config.clip_seconds, "padding": config.padding}
-    return feature_store(manifest, model.front_end, partial(read, manifest, config, model.sample_rate), window, workers=config.threads)
+def stored(config: SpatialConfig, manifest: Manifest) -> FeatureStore | None:
+    """With `store_features`, features of every clip of a data set, computed once for all trainings and evaluations that hear it alike."""
+    if not config.store_features:
+        return None
+    front_end, window = FoaMel(), {"seconds": config.clip_seconds, "padding": config.padding}
+    return feature_store(manifest, front_end, partial(read, manifest, config, front_end.config.sample_rate), window, workers=config.threads)
 
 
 @dataclass(frozen=True)

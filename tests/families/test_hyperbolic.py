@@ -74,7 +74,7 @@ def test_it_learns(manifest, config, tmp_path, changes):
 @pytest.mark.parametrize("stop", [2, 4, 7])
 def test_a_stopped_run_ends_with_the_same_bits(manifest, config, tmp_path, stop):
     config = replace(config, checkpoint_steps=1, entailment_weight=0.2, train_c=True)
-    stop_and_resume(Hyperbolic, config, manifest, tmp_path, stop)
+    assert stop_and_resume(Hyperbolic, config, manifest, tmp_path, stop).steps == 12
 
 
 @pytest.mark.slow

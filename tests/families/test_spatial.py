@@ -73,7 +73,7 @@ def test_it_learns_order_and_place(manifest, config, tmp_path):
     run = loop.fit(Spatial(config, manifest), tmp_path)
     model, stored = load(run.checkpoint)
     assert stored == replace(config, data_root=None)
-    found = embed(model, Clips(manifest, ["train"], 2), config, spatial.stored(config, manifest, model))
+    found = embed(model, Clips(manifest, ["train"], 2), config, spatial.stored(config, manifest))
     metrics = triplet_metrics(found.audio["triplet"], found.text)
     assert metrics["text temporal"] > 0.9 and metrics["text spatial"] > 0.75, {k: v for k, v in metrics.items() if isinstance(v, float)}
     assert found.errors().mean() < 60, "chance is 75 degrees"
@@ -120,9 +120,8 @@ def test_turned_groups_stay_consistent(manifest, config, rotation):
     """Captions, directions and sound of all members turn together."""
     config = replace(config, rotation=rotation, store_features=False)
     clips = Clips(manifest, ["train"], 2)
-    learner = Spatial(config, manifest)
-    plain, turned = (Groups(clips, replace(config, rotation=kind), RATE, None if kind == "free" else learner_store(config, manifest, learner))
-                     for kind in ("none", rotation))
+    store = None if rotation == "free" else spatial.stored(replace(config, store_features=True), manifest)
+    plain, turned = (Groups(clips, replace(config, rotation=kind), RATE, store) for kind in ("none", rotation))
     for epoch in range(4):
         before, after = plain[epoch, 3], turned[epoch, 3]
         old, new = before["direction"], after["direction"]
@@ -135,10 +134,6 @@ def test_turned_groups_stay_consistent(manifest, config, rotation):
         dots = [(x[:, 0] * x[:, 1]).sum(-1) for x in (old, new)]
         torch.testing.assert_close(*dots, atol=1e-5, rtol=0)        # the angle between events stays
         assert after["semantic"] == before["semantic"]
-
-
-def learner_store(config, manifest, learner):
-    return spatial.stored(config, manifest, learner.model)
 
 
 def test_features_are_computed_once(manifest, config, monkeypatch, tmp_path):

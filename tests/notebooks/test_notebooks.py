@@ -77,6 +77,23 @@ def test_tagging_stands_beside_its_controls(first):
     assert "data-atlas=" in page and "<svg" in page or "data:image/png" in page
 
 
+def test_order_and_place_stand_beside_chance_and_controls(first):
+    found = documents(first)
+    rows = {m["name"]: m for m in found["32_spatial_evaluate"]["metrics"]}
+    for name, chance in (("temporal", 1 / 2), ("spatial", 1 / 2), ("both", 1 / 3), ("every", 1 / 3)):
+        for anchor in ("text", "audio"):
+            m = rows[f"{name}, {anchor} anchor"]
+            assert m["chance"] == pytest.approx(chance) and m["n"] == 8 and None not in (m["control"], m["baseline"], m["interval"])
+    one, two = rows["error in degrees, one event"], rows["error in degrees, two events"]
+    assert one["chance"] == pytest.approx(90, abs=2) and 60 < two["chance"] < 80 and two["n"] == 24 and one["n"] == 4
+    assert {"text to audio mAP@10", "zero-shot direction, joint", "moved embedding R@10", "modality accuracy, fresh linear probe"} <= set(rows)
+    shortcuts = [m for m in found["30_spatial_data"]["metrics"] if m["name"].startswith("shortcut")]
+    assert len(shortcuts) == 4 and all(m["chance"] == pytest.approx(1 / 3) and m["interval"] for m in shortcuts)
+    assert found["31_spatial_train"]["artifacts"]["checkpoints"].keys() == {"triplets", "one event"}
+    page = (first / "reports/test/30_spatial_data.html").read_text()
+    assert page.count("<audio") >= 6 and "<svg" in page
+
+
 def test_index_shows_numbers_and_plays(first):
     index = (first / "reports/test/index.html").read_text()
     assert all(name in index for name in NOTEBOOKS) and "mAP@10" in index and "chance" in index
@@ -170,6 +187,28 @@ def test_audioset_shards_and_a_published_clap(tmp_path):
     assert json.loads((tmp_path / "plain/results_original.json").read_text())["model_info"]["use_hyperbolic"] is False
     code, said = evaluate_again("wrong", **values | {"c": 0.5})
     assert code == 1 and "c is 0.5" in said and "was trained with c 1" in said
+
+
+@pytest.mark.slow
+def test_stclotho_folder_with_the_original_s_settings(tmp_path):
+    """Profile tSALM_triple on a folder in its layout, with tiny encoders: waveforms are read and turned into features in every epoch."""
+    from lib.data import triplets
+    made = triplets.prepare(num_samples=30, single_clips=0, clip_seconds=2.5, event_seconds=1.1)
+    (made.root / "test/triplets/spatial_negative_000003.flac").unlink()
+    sizes = ("audio_size=tiny text_size=tiny audio_weights=null text_weights=null embedding_dim=32 epochs=1 warmup_epochs=0.5 decay_epochs=0.5 "
+             "batch_size=6 precision=32-true threads=2 workers=1 clip_seconds=2.5")
+    environment = os.environ | {f"WORKBOOK_{n}": str(tmp_path / n.lower()) for n in ("DATA", "RUNS", "REPORTS")}
+    done = subprocess.run(["make", "report", f"VENV={sys.prefix}", "FAMILY=spatial", "PROFILE=tSALM_triple", "RUN=test", f"DATA_ROOT={made.root}",
+                           f"SET={sizes}"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = documents(tmp_path)
+    rows = {m["name"]: m for m in found["32_spatial_evaluate"]["metrics"]}
+    whole = int((made.table["split"] == "test").sum()) // 3
+    assert rows["both, text anchor"]["n"] == whole - 1, "the triplet without its spatial negative is left out, and counted"
+    parameters = found["31_spatial_train"]["parameters"]
+    assert parameters["loss_weights"] == [1.0, 0.5, 0.2, 0.2] and parameters["rotation"] == "none" and parameters["reversal_strength"] == 1.0
+    assert "zero-shot direction, joint" not in rows, "there are no clips of one event"
+    assert "missing" in (tmp_path / "reports/test/30_spatial_data.html").read_text()
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_replacement_is_whole_and_repeatable(clips):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_run_agrees_about_replacements(clips, tmp_path, workers):
     settings, manifest = config(epochs=2, checkpoint_steps=3, workers=workers), clips({3: "gone.wav", 400: "text.wav"})
-    stop_and_resume(Retrieval, settings, manifest, tmp_path, 8)
+    assert stop_and_resume(Retrieval, settings, manifest, tmp_path, 8).skipped
 
 
 def test_nothing_left_to_stand_in_is_an_error(clips):
