@@ -1,8 +1,17 @@
-"""What the families' tests ask of whole training runs: the same bits after a stop, one process and two the same."""
+"""What tests ask of whole runs: the same bits after a stop, one process and two the same, no trace of kills."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from lib.settings import ROOT
 from lib.training import loop
 
 
@@ -49,3 +58,30 @@ def same_in_one_and_two(one, two, tolerance: float = 1e-5, left_out: tuple[str, 
     assert [row.keys() for row in one.history] == [row.keys() for row in two.history]
     for row, other in zip(one.history, two.history):
         assert all(abs(row[name] - other[name]) <= tolerance * max(1, abs(row[name])) for name in row), (row, other)
+
+
+def kill_at_random_times(code: str, folder, attempts: int, clips: int) -> int:
+    """Run Python `code`, which renders `clips` FLAC files below `folder` in several processes, and kill -9 it within half a second of
+    its first new file, again and again; in turns with all its processes and alone, when they have to notice.
+
+    Returns how many of the kills came while clips were being made.
+    """
+    rng, done, interrupted = np.random.default_rng(), 0, 0
+    for attempt in range(attempts):
+        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
+        deadline = time.monotonic() + 120
+        while len(list(folder.rglob("*.flac"))) == done and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        if attempt % 2:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive, "workers outlive the process that started them"
+        before, done = done, len(list(folder.rglob("*.flac")))
+        interrupted += before < done < clips
+    print(f"{interrupted} of {attempts} kills came while clips were being made")
+    return interrupted

@@ -172,7 +172,7 @@ def batches(dataset: ClipDataset, batch_size: int, *, epoch: int = 0, seed: int 
     groups = [[(epoch, int(i)) for i in order[begin:end][distributed.share(end - begin)]]
               for begin, end in bounds(len(order), batch_size, drop_last)[first_batch:]]
     # one worker thread each: the main process owns the cores
-    start = _one_thread if workers else None
+    start = one_thread if workers else None
     return iter(DataLoader(dataset, batch_sampler=groups, num_workers=workers, collate_fn=collate, worker_init_fn=start,
                            generator=torch.Generator().manual_seed(0)))
 
@@ -197,5 +197,6 @@ def bounds(rows: int, batch_size: int, drop_last: bool = False) -> list[tuple[in
     return found
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
+    """What a decoding process does first: several of them must not each take all cores."""
     torch.set_num_threads(1)

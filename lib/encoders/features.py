@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lib import distributed
+from lib.data.loading import one_thread
 from lib.data.manifest import Manifest
 from lib.files import alone, digest, read_json, write_json
 from lib.media.audio import AudioError
@@ -88,7 +89,7 @@ def _compute(manifest: Manifest, front_end: nn.Module, read: Callable[[int], Ten
     state = state or {"rows": 0, "unreadable": {}}
     done, kept = state["rows"], None
     loader = DataLoader(_Features(front_end, read), sampler=range(done, len(manifest)), batch_size=TOGETHER, num_workers=workers,
-                        collate_fn=list, worker_init_fn=_one_thread if workers else None)
+                        collate_fn=list, worker_init_fn=one_thread if workers else None)
     for batch in track(loader, -(-(len(manifest) - done) // TOGETHER), f"computing features ({TOGETHER} clips a step)"):
         for features, reason in batch:
             if features is None:
@@ -109,7 +110,3 @@ def _compute(manifest: Manifest, front_end: nn.Module, read: Callable[[int], Ten
         kept.flush()
     write_json(folder / DONE, {"unreadable": state["unreadable"], "clips": len(manifest)})
     (folder / PROGRESS).unlink(missing_ok=True)
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

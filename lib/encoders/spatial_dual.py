@@ -135,8 +135,7 @@ def scratch_text(size: str, captions: list[str], dim: int, max_tokens: int = 77,
                    max_position_embeddings=max_tokens + 2, vocab_size=len(tokenizer), projection_dim=dim, hidden_dropout_prob=dropout,
                    attention_probs_dropout_prob=dropout, initializer_range=width ** -0.5 if width < 768 else 0.02,
                    bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
-    text = ClapText(ClapTextSettings(max_tokens, network, plain=True), tokenizer)
-    return text
+    return ClapText(ClapTextSettings(max_tokens, network, plain=True), tokenizer)
 
 
 def published_text(source: str | Path, dim: int, max_tokens: int = 77, dropout: float = 0.1) -> ClapText:

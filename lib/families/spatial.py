@@ -23,7 +23,7 @@ from lib.audio.ambisonics import unit_vector
 from lib.audio.directions import direction_word
 from lib.audio.foa import FoaMel, FoaMelConfig, fit, rotate, rotate_azimuth, turn_angles, turn_features
 from lib.config import RunConfig
-from lib.data.loading import bounds
+from lib.data.loading import bounds, one_thread
 from lib.data.manifest import Manifest
 from lib.data.spatial_captions import turned
 from lib.distributed import gather, gather_list, share
@@ -196,7 +196,7 @@ class Clips:
 
     Args:
         manifest: with the columns of lib.data.triplets.  splits: which of its splits.
-        events: 2: triplets; 1: single clips with one event.  seconds, sample_rate, padding: window.
+        events: 2: triplets; 1: single clips with one event.
     Attributes:
         manifest: the rows used.  groups: (G, M) int64, their rows; M = 3 or 1.
         directions: (N, E, 3) float32, unit vectors x, y, z in the order of events.
@@ -274,21 +274,24 @@ class Groups(Dataset):
         c, clips, rows = self.config, self.clips, self.clips.groups[index]
         rng = randomness.generator(c.seed, "group", epoch, index)
         which = int(rng.integers(CAPTIONS))                       # the same caption of all members
-        captions, azimuth, elevation = [], clips.azimuth[rows], clips.elevation[rows]
+        azimuth, elevation = clips.azimuth[rows], clips.elevation[rows]
         semantic = [_pick(clips.table["semantic_captions"].iat[int(row)], which) for row in rows]
         captions = [_pick(clips.table["captions"].iat[int(row)], which) for row in rows]
-        sound = torch.stack([self._sound(int(row)) for row in rows])
+        sound, heard = self.sound(rows), azimuth
+        if c.rotation == "free":
+            degrees = float(rng.uniform(-180, 180))
+            sound, heard = rotate(sound, degrees), rotate_azimuth(azimuth, degrees)
+        elif c.rotation == "symmetries":
+            turn = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
+            sound, (heard, elevation) = turn_features(sound, *turn), turn_angles(azimuth, elevation, *turn)
         if c.rotation != "none":
-            if c.rotation == "free":
-                degrees = float(rng.uniform(-180, 180))
-                sound, new, elevation = rotate(sound, degrees), rotate_azimuth(azimuth, degrees), elevation
-            else:
-                turns, mirror, flip = int(rng.integers(4)), bool(rng.integers(2)), bool(rng.integers(2))
-                sound, (new, elevation) = turn_features(sound, turns, mirror, flip), turn_angles(azimuth, elevation, turns, mirror, flip)
-            captions = [turned(caption, list(before), list(after)) for caption, before, after in zip(captions, azimuth, new)]
-            azimuth = new
+            captions = [turned(caption, list(before), list(after)) for caption, before, after in zip(captions, azimuth, heard)]
         return {"clip_id": self.ids[index], "rows": rows.tolist(), "sound": sound, "caption": captions, "semantic": semantic,
-                "direction": torch.from_numpy(np.moveaxis(unit_vector(azimuth, elevation), 0, -1).astype(np.float32))}
+                "direction": torch.from_numpy(np.moveaxis(unit_vector(heard, elevation), 0, -1).astype(np.float32))}
+
+    def sound(self, rows: np.ndarray) -> Tensor:
+        """Waveforms (M, 4, samples) or, from a store, features (M, 7, frames, mels). AudioError: a clip that cannot be read."""
+        return torch.stack([self._sound(int(row)) for row in rows])
 
     def _sound(self, row: int) -> Tensor:
         if self.store is None:
@@ -344,7 +347,7 @@ class Spatial:
         chosen = [[(epoch, int(i)) for i in order[begin:end][share(end - begin)]]
                   for begin, end in bounds(len(order), c.batch_size)[first_batch:]]
         return iter(DataLoader(self.train_set, batch_sampler=chosen, num_workers=c.workers, collate_fn=_together,
-                               worker_init_fn=_one_thread if c.workers else None, generator=torch.Generator().manual_seed(0)))
+                               worker_init_fn=one_thread if c.workers else None, generator=torch.Generator().manual_seed(0)))
 
     def batches_per_epoch(self) -> int:
         """Number of training batches."""
@@ -406,7 +409,8 @@ class Spatial:
 
 def _equal(texts: list[str]) -> Tensor:
     """Which texts are the same: Tensor (N, N) bool. A clip whose caption is also another's is no negative of it."""
-    numbers = torch.tensor([{text: i for i, text in enumerate(dict.fromkeys(texts))}[text] for text in texts])
+    number = {text: i for i, text in enumerate(texts)}
+    numbers = torch.tensor([number[text] for text in texts])
     return numbers[:, None] == numbers
 
 
@@ -424,14 +428,13 @@ class Embedded:
 
     Attributes:
         clips: the N clips.  audio: of `SpatialAudio`: "semantic", "spatial", "joint", "temporal", "triplet" Tensors (N, D); "direction" (N, E, 3).
-        text, semantic: Tensors (N, K, D), all spatial-temporal and all plain captions.  unreadable: clip id -> reason; those clips are left out.
+        text, semantic: Tensors (N, K, D), all spatial-temporal and all plain captions.
     """
 
     clips: Clips
     audio: dict[str, Tensor]
     text: Tensor
     semantic: Tensor
-    unreadable: dict[str, str]
 
     def keys(self) -> list[list[str]]:
         """What each of the K captions of each clip says: the labels and the words of their places, in order (without labels: the caption)."""
@@ -450,11 +453,10 @@ def embed(model: SpatialDual, clips: Clips, config: SpatialConfig, store: Featur
     """Encode clips and all their captions in evaluation mode. A group with an unreadable clip raises AudioError naming it."""
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    groups = Groups(clips, replace(config, rotation="none"), model.sample_rate, store)
+    groups = Groups(clips, config, model.sample_rate, store)
     parts: dict[str, list[Tensor]] = {}
     for i in range(0, len(groups), 16):
-        sound = torch.cat([torch.stack([groups._sound(int(row)) for row in clips.groups[k]]) for k in range(i, min(i + 16, len(groups)))])
-        for name, rows in model.audio(model.features(sound.to(device))).items():
+        for name, rows in model.audio(model.features(groups.sound(clips.groups[i:i + 16].ravel()).to(device))).items():
             parts.setdefault(name, []).append(rows.float().cpu())
     texts = {column: [_pick(list(row), k) for row in clips.table[column] for k in range(CAPTIONS)] for column in ("captions", "semantic_captions")}
     distinct = sorted({text for some in texts.values() for text in some}, key=lambda text: (len(text), text))
@@ -462,7 +464,7 @@ def embed(model: SpatialDual, clips: Clips, config: SpatialConfig, store: Featur
     place = {text: i for i, text in enumerate(distinct)}
     rows = {column: vectors[[place[text] for text in some]].unflatten(0, (-1, CAPTIONS)) for column, some in texts.items()}
     model.train(training)
-    return Embedded(clips, {name: torch.cat(some) for name, some in parts.items()}, rows["captions"], rows["semantic_captions"], {})
+    return Embedded(clips, {name: torch.cat(some) for name, some in parts.items()}, rows["captions"], rows["semantic_captions"])
 
 
 def shown(clips: Clips, config: SpatialConfig, row: int) -> dict:
@@ -472,7 +474,3 @@ def shown(clips: Clips, config: SpatialConfig, row: int) -> dict:
     return {name: facts[name] for name in ("role", "labels", "azimuth", "elevation")} | {
         "onset": onset, "caption": facts["captions"][0], "sample_rate": front_end.sample_rate,
         "waveform": read(clips.manifest, config, front_end.sample_rate, row).numpy()}
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)

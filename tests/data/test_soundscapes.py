@@ -1,14 +1,10 @@
 """The embedded data set: what the annotation says is in the audio, and a scene depends on (seed, split, index) only."""
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
-import psutil
 import pytest
 
 from lib.audio import ambisonics
@@ -21,6 +17,7 @@ from lib.data.scene_space import render_foa
 from lib.data.soundscapes import digest, prepare, split_counts
 from lib.media import audio
 from lib.settings import ROOT
+from tests.runs import kill_at_random_times
 
 
 @pytest.fixture(autouse=True)
@@ -374,26 +371,9 @@ def test_kill_at_random_times(tmp_path, rendering, scale):
     """kill -9 of a rendering by two processes, again and again, then finished: not a bit differs from one never stopped."""
     arguments = dict(num_samples=scale, clip_seconds=3.0, rendering=rendering)
     whole = prepare(tmp_path / "whole", **arguments)
-    root, rng = tmp_path / "killed", np.random.default_rng()
+    root = tmp_path / "killed"
     code = f"from lib.data.soundscapes import prepare; prepare({str(root)!r}, workers=2, **{arguments!r})"
-    done, interrupted = 0, 0
-    for attempt in range(6):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while len(list(root.rglob("*.flac"))) == done and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.5))
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        if attempt % 2:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:  # the parent alone: its workers notice
-            process.kill()
-        process.wait()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, "workers outlive the process that started them"
-        before, done = done, len(list(root.rglob("*.flac")))
-        interrupted += before < done < scale
-    print(f'{interrupted} of 6 kills came while clips were being made')
+    interrupted = kill_at_random_times(code, root, attempts=6, clips=scale)
     assert interrupted >= 2
     again = prepare(root, workers=2, **arguments)
     assert again.fingerprint == whole.fingerprint and len(again) == scale

@@ -2,16 +2,13 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import soundfile
 from scipy.signal import fftconvolve
@@ -25,6 +22,7 @@ from lib.data.stclotho import ROLES
 from lib.data.triplet_rendering import render
 from lib.data.triplets import sample_single, sample_triplet, split_counts
 from lib.media import audio
+from tests.runs import kill_at_random_times
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("WORKBOOK_SHARED", ROOT / "../shared/data"))
@@ -327,24 +325,7 @@ def test_kill_at_random_times(data_folder):
     """kill -9 of a rendering by two processes, again and again, then finished: not a bit differs from one never stopped."""
     arguments = dict(num_samples=300, single_clips=60, space="shoebox")
     code = f"from lib.data import prepare; prepare('triplets', workers=2, **{arguments!r})"
-    rng, done, interrupted = np.random.default_rng(), 0, 0
-    for attempt in range(5):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True)
-        deadline = time.monotonic() + 120
-        while len(list(data_folder.rglob("*.flac"))) == done and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.5))
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        if attempt % 2:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:  # the parent alone: its workers notice
-            process.kill()
-        process.wait()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive, "workers outlive the process that started them"
-        before, done = done, len(list(data_folder.rglob("*.flac")))
-        interrupted += before < done < 960
-    print(f"{interrupted} of 5 kills came while clips were being made")
+    interrupted = kill_at_random_times(code, data_folder, attempts=5, clips=960)
     assert interrupted >= 2
     again = prepare("triplets", workers=2, **arguments)
     content = clips_in(again.root)
