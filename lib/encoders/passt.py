@@ -21,6 +21,7 @@ from lib.audio.logmel import CLIPS_TOGETHER, LogMel, LogMelConfig
 from lib.data.download import fetch
 from lib.settings import data_dir
 
+HIDDEN_TOGETHER = 8 << 20                    # bytes: of published segments (6 MB) one at a time is 5 % faster than four
 hear21.first_RUN = False                     # otherwise the first forward prints every tensor's shape
 
 # name: (width, depth, heads, patch = stride in mel bands, in frames). "published" is passt_s_p16_s16_128_ap468; a patch of "frames"
@@ -231,7 +232,10 @@ class PasstEncoder(nn.Module):
         mel = self.front_end(segments, draws and draws.edges)                             # (N, mels, frames)
         kept = (draws.rows, draws.columns) if draws else ()
         # on a CPU without gradients few segments at a time find the memory of the last ones, else it is mapped and cleared anew
-        together = CLIPS_TOGETHER if mel.device.type == "cpu" and not torch.is_grad_enabled() else max(1, len(mel))
+        rows, columns = self.config.grid
+        hidden = 4 * 4 * self.width * (rows * columns + 2)                                # bytes of one segment's widest tensor
+        few = mel.device.type == "cpu" and not torch.is_grad_enabled()
+        together = max(1, min(CLIPS_TOGETHER, HIDDEN_TOGETHER // hidden) if few else len(mel))
         return torch.cat([self.network(part, *kept) for part in mel.split(together)])
 
     def load_published(self, source: str | Path) -> None:
