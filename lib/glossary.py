@@ -217,6 +217,7 @@ PARAMETERS: dict[str, Parameter] = {
     "reversal_strength": Parameter(float, "factor of the reversed gradient", 0, 100),
     "reversal_warmup_epochs": Parameter(int, "epochs over which the reversal reaches its strength; 0: constant", 0, 100_000),
     "classifier_hidden": Parameter(list, "widths of the modality classifier's hidden layers; []: D/2, D/4, D/8, D/16", 1, 65_536, item=int),
+    "classifier_unit": Parameter(bool, "the modality classifier sees embeddings at one length (original: as they are)"),
     "ordered_directions": Parameter(bool, "the direction loss asks for the order of events, too; otherwise the best assignment counts"),
     "direction_from": Parameter(str, "embedding that directions are predicted from (SALM: spatial; the original's code: triplet)", choices=("spatial", "triplet")),
     "raw_temperature": Parameter(bool, "reproduce the reference: similarities are multiplied by the learned logarithm itself"),

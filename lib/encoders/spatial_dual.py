@@ -36,18 +36,19 @@ class SpatialDual(nn.Module):
     Args:
         audio: arguments of `SpatialAudio`, "config" as those of `HtsatConfig`.  text: a `ClapText`, whose projection ends in the audio's dimension.
         front_end: a `FoaMelConfig`.  seconds: window of a clip.  classifier_hidden: widths of the classifier's hidden layers; (): D/2 to D/16.
+        classifier_unit: it sees directions, not lengths (`ModalityClassifier`).
         raw_temperature: multiply similarities by the logarithm that is learned itself, as the reference does, not by its exponential.
     """
 
     def __init__(self, audio: dict, text: ClapText, front_end: FoaMelConfig = FoaMelConfig(), seconds: float = 10.0,
-                 classifier_hidden: tuple[int, ...] = (), raw_temperature: bool = False):
+                 classifier_hidden: tuple[int, ...] = (), raw_temperature: bool = False, classifier_unit: bool = False):
         super().__init__()
         self.audio_settings = audio
         self.audio, self.text, self.front_end = SpatialAudio(**audio | {"config": HtsatConfig(**audio["config"])}), text, FoaMel(front_end)
         self.seconds, self.sample_rate, self.raw_temperature = seconds, front_end.sample_rate, raw_temperature
         self.audio.sample_rate = front_end.sample_rate
         self.classifier_hidden = tuple(classifier_hidden)
-        self.classifier = ModalityClassifier(self.audio.dim, self.classifier_hidden or None)
+        self.classifier = ModalityClassifier(self.audio.dim, self.classifier_hidden or None, classifier_unit)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
@@ -97,7 +98,8 @@ class SpatialDual(nn.Module):
         """What config.json says: everything needed to build the same model again."""
         return {"model_type": MODEL_TYPE, "audio": self.audio_settings, "text": self.text.config.to_dict() | {
             "network": self.text.network.config.to_dict()}, "front_end": asdict(self.front_end.config), "seconds": self.seconds,
-            "classifier_hidden": list(self.classifier_hidden), "raw_temperature": self.raw_temperature}
+            "classifier_hidden": list(self.classifier_hidden), "raw_temperature": self.raw_temperature,
+            "classifier_unit": self.classifier.unit}
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write config.json, model.safetensors and the tokenizer into `folder` (made if needed)."""
@@ -119,7 +121,8 @@ class SpatialDual(nn.Module):
         if entry.get("model_type") != MODEL_TYPE:
             raise ValueError(f"{folder}/config.json describes a {entry.get('model_type')!r}, expected {MODEL_TYPE!r}: a checkpoint of notebook 31")
         model = cls(entry["audio"], ClapText.rebuild(entry["text"], folder),
-                    FoaMelConfig(**entry["front_end"]), entry["seconds"], tuple(entry["classifier_hidden"]), entry["raw_temperature"])
+                    FoaMelConfig(**entry["front_end"]), entry["seconds"], tuple(entry["classifier_hidden"]), entry["raw_temperature"],
+                    entry["classifier_unit"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval()
 

@@ -91,6 +91,7 @@ class SpatialConfig(RunConfig):
     reversal_strength: float = 1.0
     reversal_warmup_epochs: int = 0
     classifier_hidden: tuple[int, ...] = ()
+    classifier_unit: bool = False
     ordered_directions: bool = False
     direction_from: str = "spatial"
     raw_temperature: bool = False
@@ -157,7 +158,8 @@ def build(config: SpatialConfig, captions: list[str]) -> SpatialDual:
         text = published_text(config.text_weights, dim, config.max_tokens, config.text_dropout)
     else:
         text = scratch_text(config.text_size, captions, dim, config.max_tokens, config.text_dropout)
-    model = SpatialDual(tower, text, FoaMelConfig(), config.clip_seconds, config.classifier_hidden, config.raw_temperature)
+    model = SpatialDual(tower, text, FoaMelConfig(), config.clip_seconds, config.classifier_hidden, config.raw_temperature,
+                       config.classifier_unit)
     if config.audio_weights and not start:
         _, scale = model.audio.load_clap(config.audio_weights)
         if scale is not None:

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 
 def reverse_gradient(x: Tensor, strength: float) -> Tensor:
@@ -42,12 +42,15 @@ class ModalityClassifier(nn.Module):
     Args:
         dim: size D of the embeddings.
         hidden: widths of the hidden layers, () for none; None: D/2, D/4, D/8, D/16 (174,593 parameters at D = 512).
+        unit: embeddings are brought to length 1 first. As they are (the original), the encoders can escape the classifier by
+            growing or shrinking a modality, which no similarity shows.
     Raises:
         ValueError: a width below 1, or None with D < 32, which would leave a single unit in the last hidden layer.
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int] | None = None):
+    def __init__(self, dim: int, hidden: Sequence[int] | None = None, unit: bool = False):
         super().__init__()
+        self.unit = unit
         if hidden is None and dim < 32:
             raise ValueError(f"embeddings of size {dim} leave {dim // 16} unit(s) in the last of the default layers (size/16): "
                              "use size 32 or more, or give the widths in `hidden`")
@@ -60,7 +63,8 @@ class ModalityClassifier(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits (N,) of embeddings (N, D)."""
         with torch.autocast(embeddings.device.type, enabled=False):
-            return self.layers(embeddings.to(self.layers[0].weight.dtype)).squeeze(-1)
+            x = embeddings.to(self.layers[0].weight.dtype)
+            return self.layers(normalize(x, dim=-1) if self.unit else x).squeeze(-1)
 
 
 def modality_loss(audio_logits: Tensor, text_logits: Tensor) -> Tensor:

@@ -108,3 +108,15 @@ def test_the_game():
         accuracy[strength], losses[strength] = modality_accuracy(*logits), loss.item()
     assert accuracy[None] > 0.9 and losses[None] < 0.35
     assert abs(accuracy[1.0] - 0.5) < 0.1 and losses[1.0] == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_at_one_length_growing_does_not_help():
+    """With unit=True the logits and the direction of the gradient do not depend on an embedding's length."""
+    torch.manual_seed(0)
+    classifier, x = ModalityClassifier(32, unit=True).double(), torch.randn(6, 32, dtype=torch.float64, requires_grad=True)
+    logits = classifier(x)
+    assert torch.allclose(logits, classifier(7 * x), atol=1e-12)
+    logits.sum().backward()
+    assert (x.grad * x).sum(dim=1).abs().max() < 1e-12 < x.grad.abs().max()
+    raw = ModalityClassifier(32).double()
+    assert not torch.allclose(raw(x), raw(7 * x))
