@@ -42,8 +42,9 @@ from lib.losses.weights import LossWeights, total
 from lib.media import audio
 
 ROLES = ("positive", "temporal", "spatial")
+# without the adversary the classifier still learns, so that its accuracy can be compared; the encoders do not feel it
 ARMS = {"full": {}, "no_temporal_encoder": {"temporal_encoder": False}, "no_ts_loss": {"weight_ts": 0.0},
-        "no_temporal": {"temporal_encoder": False, "weight_ts": 0.0}, "no_adversary": {"weight_modality": 0.0},
+        "no_temporal": {"temporal_encoder": False, "weight_ts": 0.0}, "no_adversary": {"reversal_strength": 0.0},
         "no_intensity": {"intensity_vectors": False}, "order_blind": {"order_blind": True}}
 NAMES = {"joint": "loss_spatial_semantic", "semantic": "loss_semantic", "doa": "loss_doa", "temporal_spatial": "loss_logit_ts",
          "modality": "loss_modality", "triplet": "loss_triplet"}          # parts of the loss as the original logs them; "loss" is its total_loss
