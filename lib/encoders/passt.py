@@ -40,6 +40,18 @@ class FusedAttention(hear21.Attention):
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
 
 
+class Product(nn.Linear):
+    """nn.Linear; without gradients on a CPU in float32 by oneDNN, about a tenth faster than torch's choice (MKL) at these shapes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x: Tensor (..., in). Returns: Tensor (..., out)."""
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        # a compiler chooses its own products, and does not know this one
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or not plain or not torch.backends.mkldnn.is_available():
+            return super().forward(x)
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+
 class Draws(NamedTuple):
     """What a training forward draws once for all its clips, as stock PaSST does.
 
@@ -61,6 +73,8 @@ class Network(hear21.PaSST):
         self.head, self.head_dist = nn.Identity(), None
         for block in self.blocks:
             block.attn.__class__ = FusedAttention
+            for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                layer.__class__ = Product
         self.blocks[-1].__class__ = LastBlock
 
     def draw(self) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,6 @@
 """PaSST against stock hear21passt, segments, patchout and loading."""
+import copy
+
 import pytest
 import torch
 from hear21passt.models import passt as hear21
@@ -45,6 +47,19 @@ def test_network_equals_stock(training):
     theirs.square().sum().backward()
     for (name, a), (_, b) in zip(encoder.network.named_parameters(), stock.named_parameters()):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_faster_product_changes_nothing_else():
+    """Features without gradients, where the layers take oneDNN's product, are those with gradients; autocast and copies stay as they are."""
+    encoder, waveform, durations = small(), torch.randn(2, 64000, generator=torch.Generator().manual_seed(1)), torch.tensor([2.0, 2.0])
+    with_gradients = encoder(waveform, durations).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(waveform, durations), with_gradients, atol=1e-5, rtol=0)
+        torch.testing.assert_close(copy.deepcopy(encoder)(waveform, durations), with_gradients, atol=1e-5, rtol=0)
+        layer, tokens = encoder.network.blocks[0].mlp.fc1, torch.randn(2, 3, 64)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(tokens).dtype == torch.bfloat16
+        assert layer(tokens).dtype == torch.float32 and layer.double()(tokens.double()).dtype == torch.float64
 
 
 def test_draws_are_stock_passt_s():
