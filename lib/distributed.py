@@ -65,6 +65,15 @@ def anywhere(flags: list[bool], device: torch.device) -> list[bool]:
     return [bool(count) for count in counts.tolist()]
 
 
+def average(value: Tensor) -> Tensor:
+    """The mean over processes of a number that no gradient flows through, such as a count of rows."""
+    if world() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / world()
+
+
 def leave() -> None:
     """Leave the group together at the end of a process: one that just exits can abort in a thread of the group's."""
     if world() > 1:

@@ -36,6 +36,7 @@ def test_own_folder_with_hostile_names_and_captions(tmp_path):
     for page in (tmp_path / "reports/test").glob("*.html"):
         assert "<script>alert" not in page.read_text(), page.name
     document = documents(tmp_path)["11_retrieval_evaluate"]
+    assert "no videos" in documents(tmp_path)["40_audiovisual_data"]["protocol"]["skipped"]
     assert document["dataset"] == "folder" and any(m["name"] == "extra relevance mAP@16" and m["headline"] for m in document["metrics"])
     predictions = (tmp_path / "reports/test/predictions.csv").read_text().splitlines()
     assert len(predictions) == 3 and predictions[0].startswith("index,") and predictions[0].count(".wav") == 31
@@ -111,7 +112,7 @@ def test_stclotho_folder_with_the_original_s_settings(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "esc10").is_dir(), reason="the ESC-10 recordings are not beside the project")
 def test_real_recordings(tmp_path):
-    done = report(tmp_path, "DATASET=esc50", f"DATA_ROOT={SHARED / 'esc10'}", "SET=num_samples=60 positives=labels loss_reduction=rows")
+    done = report(tmp_path, "FAMILY=retrieval", "DATASET=esc50", f"DATA_ROOT={SHARED / 'esc10'}", "SET=num_samples=60 positives=labels loss_reduction=rows")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     accuracy = [m for m in documents(tmp_path)["11_retrieval_evaluate"]["metrics"] if m["name"] == "class accuracy"]
     assert len(accuracy) == 1 and accuracy[0]["chance"] == pytest.approx(0.1) and accuracy[0]["interval"][0] < accuracy[0]["value"]

@@ -221,20 +221,6 @@ def test_killed_ten_times(tmp_path, write_notebook):
     assert len(kinds) >= 4 and len(jobs) >= 2 and "another process writes" not in killed.log.read_text()
 
 
-@pytest.mark.slow
-def test_workbook_killed_five_times(tmp_path):
-    """The workbook's own notebooks on the tiny profile: results and weights bit-identical to the run that nobody touched."""
-    whole, killed = (Report(tmp_path / name, "--profile=tiny", "--family=retrieval") for name in ("whole", "killed"))
-    expected = whole.finish()
-    met = kill_report(killed, whole.seconds(), kills=5, seed=5)
-    print("\nkilled:", *met, sep="\n  ")
-    found = killed.finish()
-    for name in expected:
-        assert json.dumps(found[name], sort_keys=True) == json.dumps(expected[name], sort_keys=True), name
-    weights = Path("runs", expected["10_retrieval_train"]["artifacts"]["checkpoint"], "model.safetensors")
-    assert (killed.root / weights).read_bytes() == (whole.root / weights).read_bytes()
-
-
 KILLS_ITSELF = """
 import os, signal, sys
 import lib.files
