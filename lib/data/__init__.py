@@ -25,6 +25,7 @@ DATASETS = {
     "audioset": "lib.data.audioset",
     "triplets": "lib.data.triplets",
     "stclotho": "lib.data.stclotho",
+    "vggsound": "lib.data.vggsound",
 }
 _ALWAYS = ("data_root", "seed", "num_samples", "workers")
 

@@ -1,4 +1,4 @@
-"""Tools for data sets: `python -m lib.data prepare|check|download|transcode`."""
+"""Tools for data sets: `python -m lib.data prepare|check|download|transcode|vggsound`."""
 from __future__ import annotations
 
 import argparse
@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from lib import data
+from lib.data import vggsound_cli
 from lib.settings import data_dir
 
 PUBLISHED = ("esc50", "clotho", "audiocaps", "wavcaps", "audioset")  # data sets whose modules have `download`
@@ -17,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one tool; returns the exit status (1: refused, or `check` found bad clips, or `transcode` left files out)."""
     options = _parser().parse_args(arguments)
     try:
-        return {"prepare": _prepare, "check": _check, "download": _download, "transcode": _transcode}[options.tool](options)
+        return {"prepare": _prepare, "check": _check, "download": _download, "transcode": _transcode,
+                "vggsound": vggsound_cli.run}[options.tool](options)
     except (ValueError, OSError, RuntimeError) as error:  # messages of ours say what to do; a traceback would hide them
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     transcode.add_argument("--bitrate", type=int, default=48_000, help="bits a second (default 48000)")
     transcode.add_argument("--sample-rate", type=int, default=32_000, help="Hz (default 32000)")
     transcode.add_argument("--suffix", default=".flac", help="which files, by the end of their names (default .flac)")
+    vggsound_cli.add_arguments(tools.add_parser("vggsound", help="make, copy, clean and check subsets of VGGSound"))
     return parser
 
 
@@ -60,6 +63,8 @@ def _prepare(options) -> int:
           f"fingerprint {manifest.fingerprint}")
     for part, published in manifest.info.get("expected", {}).items():
         print(f"  {part}: {manifest.info['found'][part]:,} clips in the tables, {published:,} published")
+    for part, counts in manifest.info.get("videos", {}).items():
+        print(f"  {part}: {counts['found']:,} of {counts['expected']:,} videos of the table are there")
     for reason, count in manifest.info.get("left_out", {}).items():
         print(f"  left out: {count:,} {reason}")
     for label, count in manifest.info.get("unmatched", {}).items():
@@ -110,7 +115,7 @@ def _option(text: str) -> tuple[str, object]:
 
 
 def _print_health(health: dict) -> None:
-    from lib.data.health import REASONS
+    from lib.data.video_health import REASONS
 
     print(f"health: {health['kept']} of {health['checked']} clips can be used")
     for reason, count in health["reasons"].items():

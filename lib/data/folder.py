@@ -1,4 +1,4 @@
-"""A folder of one's own audio, with or without a table of captions.
+"""A folder of one's own audio, or of videos with sound, with or without a table of captions.
 
 The table is `captions.csv` (or the only CSV in the folder, or the one that is named) with the columns file_name and caption,
 or caption_1 ... caption_N, and optionally split and label (or labels, separated by ";"). A file may have several rows. Without
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from lib.data import health
+from lib.data import health, video_health
 from lib.data.captioned import read_csv
 from lib.data.manifest import SPLITS, Manifest, sample
 from lib.media.audio import SUFFIXES
@@ -27,7 +27,7 @@ SPLIT_NAMES = {name: split for split, names in {
 
 
 def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = None, workers: int = 0,
-            captions: str | None = None) -> Manifest:
+            captions: str | None = None, pictures: bool = False) -> Manifest:
     """The manifest of every audio file below `data_root` (or of those that the table names).
 
     Splits come from the table's column `split`, otherwise from folders named train, val and test directly below
@@ -37,6 +37,8 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
         data_root: the folder; it must be given.
         seed: chooses the clips when `num_samples` is given.
         captions: path of the table, relative to `data_root`; None: captions.csv or the only CSV there, if any; "none": no table.
+        pictures: True: a folder of videos. Only files with one of the endings mp4, mkv, webm and mov count, and of these the ones
+            that can be heard and seen; the column `video` is their path.
 
     Returns:
         Manifest whose info counts files without a row, rows without a file and names that are no UTF-8 ("left_out"), and
@@ -46,10 +48,13 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
         raise ValueError('data_root: dataset "folder" needs the folder of your audio files; set data_root')
     root = Path(data_root).expanduser().absolute()
     names, bad_names = listing(root)
+    suffixes = video_health.SUFFIXES if pictures else SUFFIXES
+    others, names = len(names), [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
     if not names:
-        raise ValueError(f"data_root: no audio file in {root} or below; known endings are {' '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"data_root: no {'video' if pictures else 'audio'} file in {root} or below; known endings are "
+                         f"{' '.join(sorted(suffixes))}")
     table_file = _find_table(root, captions)
-    left_out = {"names not in UTF-8": bad_names}
+    left_out = {"names not in UTF-8": bad_names, "files that are no videos": others - len(names)}
     has_labels = False
     if table_file is None:
         rows = {name: {"captions": [_words(name)], "labels": _folder_label(name), "split": ""} for name in names}
@@ -74,8 +79,11 @@ def prepare(data_root: Path | None, *, seed: int = 0, num_samples: int | None = 
     })
     info = {"title": root.name, "captions_from": table_file.name if table_file else "captions from file names",
             "splits_from": split_from, "files": len(names), "left_out": left_out}
+    if pictures:
+        table["video"] = table["path"]
     part = sample(Manifest(table, "folder", root, info), num_samples, seed)
-    return health.check(health.measure(part, workers), workers)
+    checked = health.check(health.measure(part, workers), workers)
+    return video_health.check(checked, workers) if pictures else checked
 
 
 def listing(root: Path) -> tuple[list[str], int]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
 
@@ -118,11 +119,14 @@ class _Worker:
                 self.process.kill()
 
 
-def serve(answer: Callable[..., object]) -> None:
-    """Answer requests, one a line of the input, until its end; `answer` is called with what is in the list."""
+def serve(answer: Callable[..., object], libraries: bool = False) -> None:
+    """Answer requests, one a line of the input, until its end; `answer` is called with what is in the list.
+
+    libraries: what the process maps already does not count towards `MEMORY`: torch alone maps gigabytes."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # decoders that print do not talk into the answers
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if libraries else 0
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + mapped, resource.getrlimit(resource.RLIMIT_AS)[1]))
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         result = answer(*json.loads(line))

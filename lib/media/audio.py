@@ -334,6 +334,8 @@ class _FFmpeg:
         self._restart()
         try:
             context = self.stream.codec_context
+            if context is None:
+                raise ValueError("its audio stream has a coding that no decoder here knows")
             self.sample_rate, self.channels = context.sample_rate, context.channels
             if not self.sample_rate or not self.channels:
                 raise ValueError("its audio stream states no sample rate or channels")

@@ -89,8 +89,12 @@ class Clip:
         return self.waveform.shape[1] > 0
 
 
-def read_frames(path: str | Path, *, count: int = 16, size: int = 224) -> torch.Tensor:
-    """`count` frames of the whole video, chosen as the module says.
+def read_frames(path: str | Path, *, count: int = 16, size: int = 224, start: float = 0.0,
+                duration: float | None = None) -> torch.Tensor:
+    """`count` frames of a window (the whole video, if nothing is said), chosen as the module says; sound is not looked at.
+
+    Args:
+        count, size: frames, and pixels of their side.  start, duration: seconds from the first frame on, see `read_clip`.
 
     Returns:
         (count, 3, size, size) float32 in [0, 1]; the channels are red, green and blue.
@@ -98,10 +102,11 @@ def read_frames(path: str | Path, *, count: int = 16, size: int = 224) -> torch.
     Raises:
         VideoError: the file is missing, empty, cut or not decodable, or has no picture. ValueError: an argument out of range.
     """
-    clip = _read(path, count, size, 0.0, None)
+    _check_window(start, duration)
+    clip = _read(path, count, size, start, duration)
     if not clip.has_video:
-        raise VideoError(f"{path}: it has no video stream with at least one frame; correct the path, or remove it (its sound, if "
-                         "any, is read by lib.media.audio.read or read_clip)")
+        raise VideoError(f"{path}: it has no video stream with at least one frame in the window; correct the path, or remove it "
+                         "(its sound, if any, is read by lib.media.audio.read or read_clip)")
     return clip.frames
 
 
@@ -121,11 +126,15 @@ def read_clip(path: str | Path, *, count: int = 16, size: int = 224, sample_rate
     Raises:
         VideoError: the file is missing, empty, cut or not decodable, or has neither. ValueError: an argument out of range.
     """
-    if not (start >= 0 and (duration is None or duration >= 0) and math.isfinite(start + (duration or 0))):
-        raise ValueError(f"start and duration must be finite seconds >= 0, got start={start!r}, duration={duration!r}")
+    _check_window(start, duration)
     if sample_rate is not None and sample_rate < 1:
         raise ValueError(f"sample_rate must be at least 1 Hz or None, got {sample_rate!r}")
     return _read(path, count, size, start, duration, dict(sample_rate=sample_rate, mono=mono))
+
+
+def _check_window(start: float, duration: float | None) -> None:
+    if not (start >= 0 and (duration is None or duration >= 0) and math.isfinite(start + (duration or 0))):
+        raise ValueError(f"start and duration must be finite seconds >= 0, got start={start!r}, duration={duration!r}")
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -148,7 +157,7 @@ def _read(path, count: int, size: int, start: float, duration: float | None, sou
     for name, value in (("count", count), ("size", size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
-    with _open(path) as file:
+    with _open(path, sound is not None) as file:
         if file.video is None and file.sound is None:
             raise VideoError(f"{path}: it has neither a video nor a sound stream; correct the path or remove it")
         window = dict(start=start, duration=duration, **sound) if sound and file.sound else None
@@ -180,8 +189,9 @@ class _File:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[_File]:
-    """The file with its first video and its first sound stream. Errors of the decoders become VideoErrors that name it."""
+def _open(path: str | Path, with_sound: bool = False) -> Iterator[_File]:
+    """The file with its first video and its first sound stream; with_sound: refuse sound of an unknown coding. Errors of the
+    decoders become VideoErrors that name it."""
     name = os.path.abspath(path)
     if not os.path.isfile(name):
         found = "is a folder, not a file" if os.path.isdir(name) else "does not exist"
@@ -196,7 +206,7 @@ def _open(path: str | Path) -> Iterator[_File]:
             video = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
             sound = next(iter(container.streams.audio), None)
             for stream in (video, sound):
-                if stream is not None and stream.codec_context is None:
+                if stream is not None and stream.codec_context is None and (with_sound or stream is video):
                     raise VideoError(f"{path}: its {stream.type} stream has a coding that no decoder here knows; convert it to "
                                      "H.264 and AAC in mp4, or remove it")
             if video is not None:

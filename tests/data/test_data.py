@@ -26,7 +26,7 @@ def test_refused_before_any_work(tmp_path):
         data.prepare("esc50", fold=1)
     with pytest.raises(FileNotFoundError, match="data_root: .*absent is not a folder"):
         data.prepare("folder", data_root=tmp_path / "absent")
-    assert data.data_set_options("folder") == {"captions": None}
+    assert data.data_set_options("folder") == {"captions": None, "pictures": False}
 
 
 def test_prepare_and_check_tools(root, tmp_path, capsys):

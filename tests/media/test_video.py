@@ -146,6 +146,8 @@ def test_windows_are_parts_of_a_full_decode(files, name, far, monkeypatch):
             index = [inside[i * (len(inside) - 1) // 4] for i in range(5)]
             assert clip.available == len(inside) and torch.equal(clip.frames, every[index]), (start, duration)
             np.testing.assert_allclose(clip.times, [begins[i] for i in index], atol=1e-3)
+            if first_sound(path) is None or (start, duration) == (0, None):  # otherwise the clock is that of the sound
+                assert torch.equal(video.read_frames(path, count=5, size=SIZE, start=start, duration=duration), clip.frames)
         if first_sound(path) is not None:
             expected = audio.read(path, sample_rate=16000, start=start, duration=duration)
             torch.testing.assert_close(clip.waveform, expected, atol=1e-6, rtol=0)
@@ -377,6 +379,10 @@ def test_cut_and_damaged_files(files, tmp_path):
         (tmp_path / "coding.mp4").write_bytes(changed + body)
         with pytest.raises(video.VideoError, match=f"coding.mp4.*{kind} stream has a coding"):
             video.read_clip(tmp_path / "coding.mp4")
+    # the sound of an unknown coding is no matter for who wants the pictures
+    assert torch.equal(video.read_frames(tmp_path / "coding.mp4", count=3, size=SIZE), video.read_frames(files / "b.mp4", count=3, size=SIZE))
+    with pytest.raises(audio.AudioError, match="coding.mp4.*a coding that no decoder here knows"):
+        audio.read(tmp_path / "coding.mp4", sample_rate=None)
 
 
 def test_probe(files):
