@@ -7,6 +7,9 @@ event's rate lies low or high in the range of its class. The annotation is that 
 The picture is a panorama: front is the middle, azimuths are counter-clockwise from the front (lib.audio.ambisonics), so what
 sounds from the left is on the left, and up is up. The two sides stop short of the picture's edges so that no object is ever
 cut, and nothing wraps around: just left of straight behind lies at one side and just right of it at the other.
+
+In close-up the camera has turned to the one event of a scene and gone near, as in clips that show what they are named after:
+the object is larger and somewhere in the picture, wherever its sound comes from.
 """
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from lib.audio.signals import SAMPLE_RATE, to_samples
 from lib.data.scenes import Event, Scene, config
@@ -34,9 +38,10 @@ PATH = 7.0  # radius in pixels of the path
 TURNS = 0.5  # turns a second on the path, about: a whole number in an event
 OUTLINE = 1.6  # pixels of dark edge, which sets overlapping objects apart
 SPAN = 0.66, 0.55  # of width and height: range of the places of all directions; the rest is for half an object on either side
+CLOSE = 2.2  # how much larger everything is in close-up; 28 pixels of radius become 62 of the 96 that are half the height
 HIGHEST = 45.0  # degrees of elevation at the top of that range; steeper directions are drawn there, too
 _TICKS = 1000  # a frame, in the units of the video's time stamps: the last frame may have to be shorter
-_TEXTURE = 21  # stream of random numbers, see Scene.rng
+_TEXTURE, _CAMERA = 21, 22  # streams of random numbers, see Scene.rng
 
 COLOURS = {"red": (232, 48, 48), "orange": (250, 138, 20), "yellow": (252, 228, 50), "green": (52, 190, 72),
            "cyan": (50, 214, 226), "blue": (66, 104, 250), "magenta": (226, 62, 214), "white": (244, 244, 244)}
@@ -81,11 +86,14 @@ def place(event: Event, time: float) -> tuple[float, float]:
         time: seconds since the start of the scene.
     """
     azimuth = (event.azimuth + 180) % 360 - 180
-    elevation = min(max(event.elevation, -HIGHEST), HIGHEST)
     turns = max(1, round(TURNS * event.duration))  # a whole number: the mean is the middle
     angle = 2 * math.pi * (turns * (time - event.onset) / event.duration + event.timbre)  # timbre: a start for each event
     return (0.5 - SPAN[0] * azimuth / 360 + PATH / WIDTH * math.cos(angle),
-            0.5 - SPAN[1] * elevation / (2 * HIGHEST) + PATH / HEIGHT * math.sin(angle))
+            _height(event) + PATH / HEIGHT * math.sin(angle))
+
+
+def _height(event: Event) -> float:
+    return 0.5 - SPAN[1] * min(max(event.elevation, -HIGHEST), HIGHEST) / (2 * HIGHEST)
 
 
 def radius(event: Event, time: float) -> float:
@@ -97,25 +105,52 @@ def radius(event: Event, time: float) -> float:
     return LARGEST / max(event.distance, 1.0) ** FALL * swell
 
 
+@dataclass(frozen=True)
+class Camera:
+    """Point (x, y) of the panorama, in 0 to 1 of its sides, that is seen in the middle, and how much larger than there."""
+
+    x: float = 0.5
+    y: float = 0.5
+    zoom: float = 1.0
+
+    def see(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point of the panorama is in the picture, in 0 to 1 of its sides."""
+        return 0.5 + self.zoom * (x - self.x), 0.5 + self.zoom * (y - self.y)
+
+
+def close_up(scene: Scene) -> Camera:
+    """A camera near the one event of a scene: its object is at a place drawn by the scene, as far out as shows all of it.
+
+    Raises ValueError for a scene of another number of events."""
+    if len(scene.events) != 1:
+        raise ValueError(f"{scene.clip_id}: a close-up shows the one event of a scene, this one has {len(scene.events)}; use events=1")
+    event, rng = scene.events[0], scene.rng(_CAMERA)
+    reach = CLOSE * (1.2 * LARGEST * (1 + SWELL) / max(event.distance, 1.0) ** FALL + PATH) + OUTLINE
+    middle = 0.5 - SPAN[0] * ((event.azimuth + 180) % 360 - 180) / 360, _height(event)
+    room = [max(0.0, 0.5 - reach / side) for side in (WIDTH, HEIGHT)]
+    return Camera(*(at - rng.uniform(-free, free) / CLOSE for at, free in zip(middle, room)), CLOSE)
+
+
 def frame_count(scene: Scene) -> int:
     """Frames of the video of a scene; the last is shorter where the duration is no whole number of frames."""
     return math.ceil(round(scene.duration * FRAME_RATE * _TICKS) / _TICKS)
 
 
-def frames(scene: Scene) -> Iterator[np.ndarray]:
-    """The pictures of a scene, before encoding: `frame_count(scene)` uint8 arrays (HEIGHT, WIDTH, 3), red, green, blue."""
-    texture = _texture(scene)
+def frames(scene: Scene, close: bool = False) -> Iterator[np.ndarray]:
+    """The pictures of a scene, before encoding: `frame_count(scene)` uint8 arrays (HEIGHT, WIDTH, 3), red, green, blue; with
+    `close` as `close_up` sees it, before the same background."""
+    texture, camera = _texture(scene), close_up(scene) if close else Camera()
     for number in range(frame_count(scene)):
         time = number / FRAME_RATE
         picture = texture.copy()
         # The nearer is drawn first, against nature: the smaller object stays in sight in front of the larger one.
         for event in sorted(scene.events, key=lambda e: e.distance):
             if event.onset <= time < event.onset + event.duration:
-                _draw(picture, event, time)
+                _draw(picture, event, time, camera)
         yield np.rint(picture).astype(np.uint8)
 
 
-def write(scene: Scene, samples: np.ndarray, file: str | Path) -> None:
+def write(scene: Scene, samples: np.ndarray, file: str | Path, close: bool = False) -> None:
     """Encode a scene as MP4 (H.264 and AAC): the same bytes for the same scene, samples, release of PyAV and kind of processor.
 
     Picture and sound start together at 0 s and last as long as the scene by the file's tables; the encoder's last block of
@@ -125,6 +160,7 @@ def write(scene: Scene, samples: np.ndarray, file: str | Path) -> None:
     Args:
         samples: float32 (round(scene.duration * 48000),), -1 to 1, such as `lib.data.scenes.render(scene)`.
         file: any name: the format is MP4 whatever its ending.
+        close: a close-up, see `close_up`.
 
     Raises:
         ValueError: samples of another shape or kind, not finite or beyond full scale. OSError: the file cannot be written.
@@ -138,14 +174,14 @@ def write(scene: Scene, samples: np.ndarray, file: str | Path) -> None:
     memory = io.BytesIO()
     # The ticks of the container are samples: in its usual milliseconds it could not say where the sound ends.
     with av.open(memory, "w", format="mp4", options={"fflags": "+bitexact", "movie_timescale": str(SAMPLE_RATE)}) as container:
-        packets = [*_video_packets(container, scene), *_audio_packets(container, samples)]
+        packets = [*_video_packets(container, scene, close), *_audio_packets(container, samples)]
         # Side by side in the file by time, so that a reader gets both in one pass.
         for packet in sorted(packets, key=lambda p: p.dts * p.time_base):
             container.mux(packet)
     Path(file).write_bytes(memory.getvalue())
 
 
-def _video_packets(container: av.container.OutputContainer, scene: Scene) -> list[av.Packet]:
+def _video_packets(container: av.container.OutputContainer, scene: Scene, close: bool) -> list[av.Packet]:
     # bf 0: no frames out of order, so decoding a frame needs none that follow. g: a key frame every 5 s.
     stream = container.add_stream("libx264", rate=FRAME_RATE, options={"preset": "veryfast", "crf": "26", "bf": "0",
                                                                        "g": str(5 * FRAME_RATE), "flags": "+bitexact"})
@@ -155,9 +191,9 @@ def _video_packets(container: av.container.OutputContainer, scene: Scene) -> lis
     context.thread_count = 1  # the default goes by the cores of the machine, and another count gives other bytes
     # Stated, because players guess differently.
     context.colorspace, context.color_range = av.video.reformatter.Colorspace.SMPTE170M, av.video.reformatter.ColorRange.MPEG
-    packets = []
-    for number, picture in enumerate(frames(scene)):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+    packets, convert = [], VideoReformatter()  # one for all frames: preparing it takes longer than a frame
+    for number, picture in enumerate(frames(scene, close)):
+        frame = convert.reformat(av.VideoFrame.from_ndarray(picture, format="rgb24"), format="yuv420p")
         frame.pts, frame.time_base = number * _TICKS, context.time_base
         packets += stream.encode(frame)
     packets += stream.encode(None)
@@ -168,8 +204,9 @@ def _video_packets(container: av.container.OutputContainer, scene: Scene) -> lis
 
 
 def _audio_packets(container: av.container.OutputContainer, samples: np.ndarray) -> list[av.Packet]:
-    # aac_pns 0: a decoder would otherwise fill bands of noise with its own, different after every seek.
-    stream = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options={"aac_pns": "0", "flags": "+bitexact"})
+    # aac_pns 0: a decoder would otherwise fill bands of noise with its own, different after every seek. fast: the usual coder takes
+    # three times as long, a third of the whole rendering.
+    stream = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", options={"aac_pns": "0", "aac_coder": "fast", "flags": "+bitexact"})
     stream.bit_rate, stream.codec_context.thread_count = 64_000, 1
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
     frame.sample_rate, frame.pts = SAMPLE_RATE, 0  # with time stamps the file says how much of its start is the encoder's padding
@@ -189,10 +226,10 @@ def _texture(scene: Scene) -> np.ndarray:
     return (dark + (light - dark) * mixture).astype(np.float32)
 
 
-def _draw(picture: np.ndarray, event: Event, time: float) -> None:
+def _draw(picture: np.ndarray, event: Event, time: float, camera: Camera) -> None:
     """Draw an event's object into a float picture, edges smooth and placed to a fraction of a pixel."""
-    style, size = look(event.label), radius(event, time)
-    x, y = place(event, time)
+    style, size = look(event.label), camera.zoom * radius(event, time)
+    x, y = camera.see(*place(event, time))
     x, y = x * WIDTH - 0.5, y * HEIGHT - 0.5  # the centre of the first pixel lies half a pixel inside the picture
     reach = size * 1.2 + OUTLINE + 1
     top, bottom = max(0, math.ceil(y - reach)), min(HEIGHT, math.floor(y + reach) + 1)

@@ -8,8 +8,10 @@ killed goes on where it stopped, and a file that was damaged since is rendered a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +34,14 @@ RENDERINGS = {
     "foa": "Soundscapes (synthesised), first-order ambisonics in the open",
     "foa_room": "Soundscapes (synthesised), first-order ambisonics in shoebox rooms",
     "video": "Soundscapes (synthesised), video with sound",
+    "closeup": "Soundscapes (synthesised), video with sound, near what is heard",
 }
+VIDEOS = ("video", "closeup")
 _SPACES = {"foa": "anechoic", "foa_room": "shoebox"}  # rooms of lib.data.scene_space
 
 
 def prepare(data_root: str | Path | None = None, *, seed: int = 0, num_samples: int | None = None, workers: int = 0,
-            clip_seconds: float = 5.0, rendering: str = "mono") -> Manifest:
+            clip_seconds: float = 5.0, rendering: str = "mono", events: int | None = None) -> Manifest:
     """Render the soundscapes that are not there yet and return their manifest.
 
     Args:
@@ -47,12 +51,15 @@ def prepare(data_root: str | Path | None = None, *, seed: int = 0, num_samples: 
         workers: processes that render; 0: this one.
         clip_seconds: length of a scene, 3 to 30 s.
         rendering: "mono": one channel, FLAC; "foa", "foa_room": four channels (ACN order W, Y, Z, X, SN3D), FLAC, in the
-            open or in a shoebox room; "video": MP4 with one channel of sound.
+            open or in a shoebox room; "video": MP4 with one channel of sound, a panorama; "closeup": the same near the event,
+            of scenes with one (events=1).
+        events: only scenes of so many events, the first ones of each split that have them; 1: clips with a single label, for
+            classification. None: the scenes as they come.
 
     Returns:
         Manifest of 48 kHz clips with the extra columns `annotation` (JSON: the Scene and the facts of its captions, see
         lib.data.scene_captions), `audible_key` (equal where the annotation sounds equal) and `group` (cells); except for
-        "mono" also `azimuth`, `elevation` (degrees) and `onset` (seconds), lists in the order of `labels`; for "video"
+        "mono" also `azimuth`, `elevation` (degrees) and `onset` (seconds), lists in the order of `labels`; for videos
         `video`, the same file as `path`. info holds "rendering", "sample_rate", "channels" and, of four, "channel_order".
 
     Raises:
@@ -62,7 +69,11 @@ def prepare(data_root: str | Path | None = None, *, seed: int = 0, num_samples: 
         raise ValueError(f"rendering must be one of {', '.join(RENDERINGS)}, got {rendering!r}")
     counts = split_counts(scenes.config()["total"] if num_samples is None else num_samples)
     folder = Path(data_root or data_dir() / "soundscapes") / digest(seed, clip_seconds, rendering)
-    worlds = [scenes.sample_scene(seed, split, i, clip_seconds) for split in SPLITS for i in range(counts[split])]
+    if events not in (None, *(numbers := scenes.config()["scene"]["events"])):
+        raise ValueError(f"events must be one of {', '.join(map(str, numbers))} or None, got {events!r}")
+    if rendering == "closeup" and events != 1:
+        raise ValueError(f"rendering 'closeup' shows the one event of a scene; use events=1, got {events!r}")
+    worlds = [scene for split in SPLITS for scene in _scenes(seed, split, counts[split], clip_seconds, events)]
     _check_cells(worlds)
     clips = {scene: folder / _path(scene, rendering) for scene in worlds}
     _render_missing(clips, rendering, workers)
@@ -101,7 +112,7 @@ def digest(seed: int, clip_seconds: float, rendering: str = "mono") -> str:
     if rendering != "mono":
         values.append(rendering)
         here = Path(__file__).parent
-        sources += [here / "scene_video.py"] if rendering == "video" else [here / "scene_space.py", ambisonics.__file__]
+        sources += [here / "scene_video.py"] if rendering in VIDEOS else [here / "scene_space.py", ambisonics.__file__]
     total = hashlib.sha256(json.dumps(values).encode())
     for source in sources:
         total.update(Path(source).read_bytes())
@@ -116,11 +127,17 @@ def _row(scene: scenes.Scene, rendering: str) -> dict:
            "audible_key": scene.audible_key(), "annotation": json.dumps({**json.loads(scene.to_json()), "facts": facts})}
     if rendering != "mono":
         row |= {name: [getattr(e, name) for e in scene.events] for name in ("azimuth", "elevation", "onset")}
-    return row | ({"video": path} if rendering == "video" else {})
+    return row | ({"video": path} if rendering in VIDEOS else {})
 
 
 def _path(scene: scenes.Scene, rendering: str) -> str:
-    return f"video/{scene.clip_id}.mp4" if rendering == "video" else f"audio/{scene.clip_id}.flac"
+    return f"video/{scene.clip_id}.mp4" if rendering in VIDEOS else f"audio/{scene.clip_id}.flac"
+
+
+def _scenes(seed: int, split: str, count: int, seconds: float, events: int | None) -> Iterator[scenes.Scene]:
+    """The first `count` scenes of a split, or of those of its scenes with so many events; numbers and files stay."""
+    every = (scenes.sample_scene(seed, split, i, seconds) for i in itertools.count())
+    return itertools.islice((scene for scene in every if events in (None, len(scene.events))), count)
 
 
 def _check_cells(worlds: list[scenes.Scene]) -> None:
@@ -154,9 +171,9 @@ def _render(batch: list[tuple[scenes.Scene, Path]], rendering: str) -> None:
 
 
 def _write(scene: scenes.Scene, rendering: str, file: Path) -> None:
-    if rendering == "video":
+    if rendering in VIDEOS:
         from lib.data import scene_video  # here and below: each rendering loads only what it needs
-        scene_video.write(scene, scenes.render(scene), file)
+        scene_video.write(scene, scenes.render(scene), file, close=rendering == "closeup")
         return
     if rendering == "mono":
         samples = scenes.render(scene)

@@ -56,9 +56,9 @@ def test_options_go_where_they_are_understood(root):
     manifest = data.prepare("clotho+folder", data_root=root, captions="mine.csv")
     own = manifest.table[manifest.table["source"] == "folder"]
     assert own["captions"].tolist() == [["one"], ["two"]]
-    assert data.data_set_options("clotho+folder") == {"captions": None}
-    assert set(data.data_set_options("folder+wavcaps")) == {"captions", "subsets", "excluded_ids", "max_seconds", "probe_seconds"}
-    with pytest.raises(ValueError, match="data set 'clotho\\+folder' has no option 'subsets'; it has: captions"):
+    assert data.data_set_options("clotho+folder") == {"captions": None, "pictures": False}
+    assert set(data.data_set_options("folder+wavcaps")) == {"captions", "pictures", "subsets", "excluded_ids", "max_seconds", "probe_seconds"}
+    with pytest.raises(ValueError, match="data set 'clotho\\+folder' has no option 'subsets'; it has: captions, pictures"):
         data.prepare("clotho+folder", data_root=root, subsets=("SoundBible",))
     with pytest.raises(ValueError, match="unknown data set 'sonyc'"):
         data.prepare("clotho+sonyc", data_root=root)

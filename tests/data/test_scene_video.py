@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from lib.audio.signals import SAMPLE_RATE, to_samples
 from lib.data import scene_video
-from lib.data.scene_video import (COLOURS, FRAME_RATE, HEIGHT, LOOKS, SHAPES, WIDTH, frame_count, frames, look, place, radius,
+from lib.data.scene_video import (COLOURS, FRAME_RATE, HEIGHT, LOOKS, SHAPES, WIDTH, close_up, frame_count, frames, look, place, radius,
                                   write)
 from lib.data.scenes import Scene, classes, config, render, sample_scene
 from lib.media import audio
@@ -361,3 +361,28 @@ def test_wrong_input_is_named_and_writes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError):
         write(scene, good, tmp_path / "no folder" / "a.mp4")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_close_up_shows_all_of_its_one_event_larger_and_somewhere_else(tmp_path):
+    scenes_of_one = [scene for scene in (sample_scene(0, "train", i, 3.0) for i in range(60)) if len(scene.events) == 1][:12]
+    middles = []
+    for scene in scenes_of_one:
+        event, camera = scene.events[0], close_up(scene)
+        times = np.linspace(event.onset, event.onset + event.duration, 40, endpoint=False)
+        x, y = np.array([camera.see(*place(event, t)) for t in times]).T
+        reach = np.array([camera.zoom * radius(event, t) for t in times]) * 1.15 + 1.6
+        assert (x * WIDTH - reach > 0).all() and (x * WIDTH + reach < WIDTH).all()
+        assert (y * HEIGHT - reach > 0).all() and (y * HEIGHT + reach < HEIGHT).all()
+        middles.append((x.mean(), y.mean()))
+        number = int(np.ceil((event.onset + 0.3) * FRAME_RATE))
+        near, far = (list(frames(scene, close))[number] for close in (True, False))
+        coloured = [(np.abs(picture.astype(int) - look(event.label).colour).sum(axis=-1) < 30) for picture in (near, far)]
+        assert coloured[0].sum() > 3 * coloured[1].sum() > 0
+        rows, columns = np.nonzero(coloured[0])
+        at = camera.see(*place(event, number / FRAME_RATE))
+        assert abs(columns.mean() - at[0] * WIDTH) < 4 and abs(rows.mean() - at[1] * HEIGHT) < 4
+    assert np.ptp(middles, axis=0).min() > 0.05, "not all in the middle"
+    assert close_up(scenes_of_one[0]) == close_up(scenes_of_one[0])
+    two = next(scene for scene in (sample_scene(0, "train", i, 3.0) for i in range(60)) if len(scene.events) == 2)
+    with pytest.raises(ValueError, match="has 2; use events=1"):
+        close_up(two)
