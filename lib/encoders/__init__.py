@@ -28,6 +28,8 @@ def load(folder: str | Path):
     if config.get("model_type") == "workbook-spatial":             # whose clips have four channels
         from lib.encoders.spatial_dual import SpatialDual
         return SpatialDual.from_pretrained(folder)
+    if config.get("model_type") == "workbook-audiovisual":
+        raise ValueError(f"{folder} is an audio-visual model, which has no text tower; open it with lib.families.audiovisual.load")
     if config.get("model_type") == "clap":
         from lib.encoders.clap import load_clap
         return load_clap(folder)
