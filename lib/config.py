@@ -13,7 +13,8 @@ from lib import glossary
 
 # where a run is computed, with how many processes and decoders, what it is logged to and when it gives up do not change what it computes;
 # what lies in data_root and in the checkpoints is in the manifest's fingerprint and in `inputs`
-PLACE = ("device", "devices", "compile", "workers", "data_root", "checkpoint", "initial_checkpoint", "teachers", "loggers", "bad_media_budget")
+PLACE = ("device", "devices", "compile", "workers", "data_root", "checkpoint", "initial_checkpoint", "stage1_checkpoint",
+         "pretrained_checkpoint", "csv_path", "video_dir", "output_dir", "checkpoint_interval", "teachers", "loggers", "bad_media_budget")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import soundfile
 from lib.settings import ROOT
 from lib.workbook import results
 from tests.reports import documents, report
+from tests.workbook.test_kill import Report, kill_report
 
 NOTEBOOKS = sorted(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))
 
@@ -77,6 +78,28 @@ def test_order_and_place_stand_beside_chance_and_controls(first):
     assert page.count("<audio") >= 6 and "<svg" in page
 
 
+def test_three_stages_stand_beside_what_knows_nothing(first):
+    found = documents(first)
+    assert found["40_audiovisual_data"]["protocol"]["counts"]["both"] == 48
+    stages = {name: {m["name"]: m for m in found[name]["metrics"]} for name in found if name.startswith("4")}
+    for name in ("audio", "video"):
+        m, test = stages["41_audiovisual_mae"][f"{name}: loss"], stages["44_audiovisual_evaluate"][f"{name}: loss below predict-the-mean"]
+        assert 0 < m["baseline"] <= m["chance"] and test["n"] == 8 and test["interval"][0] <= test["value"] <= test["interval"][1]
+    rows = stages["44_audiovisual_evaluate"]
+    for what in ("both", "sound only", "picture only"):
+        m = rows[f"top-1, {what}"]
+        assert m["n"] == 8 and m["chance"] == pytest.approx(1 / 24) and None not in (m["baseline"], m["interval"])
+    pair = rows["sound to picture R@1"]
+    assert pair["chance"] == pytest.approx(1 / 8) and pair["baseline"] >= pair["chance"] and pair["control"] is not None
+    starts = ("stages 1 + 2", "stage 1 only", "stage 2 only", "from scratch")
+    mean = {start: rows[f"few labels, {start}: top-1"]["value"] for start in starts}
+    for start in starts[:-1]:
+        m = rows[f"few labels, gain of {start}"]
+        assert m["value"] == pytest.approx(mean[start] - mean["from scratch"], abs=1e-9) and m["interval"][0] <= m["interval"][1]
+    assert all(len(paths) == 2 for paths in found["43_audiovisual_finetune"]["artifacts"]["gain"].values())
+    assert "<video" in (first / "reports/test/40_audiovisual_data.html").read_text()
+
+
 def test_index_shows_numbers_and_plays(first):
     index = (first / "reports/test/index.html").read_text()
     assert all(name in index for name in NOTEBOOKS) and "mAP@10" in index and "chance" in index
@@ -94,9 +117,15 @@ def test_second_run_repeats_nothing(first):
 
 
 @pytest.mark.slow
-def test_same_parameters_give_the_same_results(first, tmp_path):
-    done = report(tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:]
-    one, two = documents(first), documents(tmp_path)
+def test_same_parameters_give_the_same_results_though_killed_five_times(first, tmp_path):
+    """A second run of all notebooks, killed again and again: results and weights bit-identical to the run that nobody touched."""
+    whole, killed = (Report(folder, "--profile=tiny") for folder in (first, tmp_path))
+    print("\nkilled:", *kill_report(killed, whole.seconds(), kills=5, seed=5), sep="\n  ")
+    found, expected = killed.finish(), {name: results.stable(document) for name, document in documents(first).items()}
+    assert sorted(found) == NOTEBOOKS
     for name in NOTEBOOKS:
-        assert json.dumps(results.stable(one[name]), sort_keys=True) == json.dumps(results.stable(two[name]), sort_keys=True), name
+        assert json.dumps(found[name], sort_keys=True) == json.dumps(expected[name], sort_keys=True), name
+    weights = sorted(path.relative_to(first) for path in first.glob("runs/**/model.safetensors"))
+    assert len(weights) > len(NOTEBOOKS) / 2
+    for path in weights:
+        assert (tmp_path / path).read_bytes() == (first / path).read_bytes(), path
