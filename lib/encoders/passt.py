@@ -19,6 +19,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from lib.audio.logmel import CLIPS_TOGETHER, LogMel, LogMelConfig
 from lib.data.download import fetch
+from lib.encoders.in_threads import may_share, share
 from lib.settings import data_dir
 
 HIDDEN_TOGETHER = 8 << 20                    # bytes: of published segments (6 MB) one at a time is 5 % faster than four
@@ -250,7 +251,8 @@ class PasstEncoder(nn.Module):
         hidden = 4 * 4 * self.width * (rows * columns + 2)                                # bytes of one segment's widest tensor
         few = mel.device.type == "cpu" and not torch.is_grad_enabled()
         together = max(1, min(CLIPS_TOGETHER, HIDDEN_TOGETHER // hidden) if few else len(mel))
-        return torch.cat([self.network(part, *kept) for part in mel.split(together)])
+        encode, parts = lambda part: self.network(part, *kept), mel.split(together)
+        return torch.cat(share(encode, parts) if may_share(self.network, mel) else [encode(part) for part in parts])
 
     def load_published(self, source: str | Path) -> None:
         """Load an official PaSST state dict; heads are left out.
