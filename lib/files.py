@@ -79,6 +79,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp(path: str | Path) -> list[int] | None:
+    """Size and time of change (ns) of a file, which differ once it is another; None: it is not there or cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
 @contextmanager
 def alone(path: Path, what: str):
     """Hold the lock file `path`, waiting (with a line that names `what` and the holder) while another process has it.

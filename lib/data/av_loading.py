@@ -9,7 +9,6 @@ the decoder.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from lib import distributed, randomness
 from lib.data.inspection import SILENCE
 from lib.data.loading import REPLACEMENTS, ClipDataset, one_thread
 from lib.data.manifest import Manifest
-from lib.files import alone, digest, read_json, write_json
+from lib.files import alone, digest, read_json, stamp, write_json
 from lib.media import audio, video
 from lib.progress import track
 from lib.settings import data_dir
@@ -232,7 +231,7 @@ def stored_windows(manifest: Manifest, *, frames: int = 16, size: int = 224, sam
         ValueError: an argument out of range, or not a single clip can be read. OSError: the disk is too full for it.
     """
     source = AudioVisualDataset(manifest, frames=frames, size=size, sample_rate=sample_rate, seconds=seconds, need="any")
-    stamps = [_stamp(manifest.file(row)) for row in range(len(manifest))]
+    stamps = [stamp(manifest.file(row)) for row in range(len(manifest))]
     key = digest(manifest.fingerprint, json.dumps([VERSION, source.settings(), stamps]))
     folder = data_dir() / "windows" / f"{manifest.name.replace('+', '-')}-{key}"
     if distributed.rank() == 0:
@@ -299,15 +298,6 @@ def _decode_all(source: AudioVisualDataset, folder: Path, workers: int) -> None:
 def _flush(arrays: dict[str, np.memmap]) -> None:
     for array in arrays.values():
         array.flush()
-
-
-def _stamp(file: Path) -> list[int] | None:
-    """Size and time of change; None: it is not there."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _check_store(store: WindowStore, manifest: Manifest, settings: dict) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -94,8 +94,21 @@ def measure(manifest: Manifest, workers: int = 0, seconds: float | None = None) 
 
 def inspect(files: Iterable[str], workers: int = 0, seconds: float | None = None) -> dict[str, Verdict]:
     """The verdict on each file (absolute paths), from the cache where size and modification time are unchanged."""
+    suffix = "" if seconds is None else f"-first-{seconds:g}-s"
+    return cached(files, suffix, lambda new: inspect_all(new, workers, seconds), "health check")
+
+
+def cached(files: Iterable[str], suffix: str, look: Callable[[list[str]], Iterator[tuple[str, Verdict]]],
+           title: str) -> dict[str, Verdict]:
+    """The verdict on each file (absolute paths), "missing" without a look; looked at are those that are new or have changed.
+
+    Args:
+        suffix: of the cache's name; one for each kind of look.
+        look: a generator of pairs of a file and its verdict, as they come, for the files that it is given.
+        title: of the progress bar.
+    """
     stamps = {file: _stamp(file) for file in files}  # each file once
-    cache_file = data_dir() / "manifests" / _CACHE.format("" if seconds is None else f"-first-{seconds:g}-s")
+    cache_file = data_dir() / "manifests" / _CACHE.format(suffix)
     cache = _load(cache_file)
     verdicts, new = {}, []
     for file in stamps:
@@ -107,9 +120,9 @@ def inspect(files: Iterable[str], workers: int = 0, seconds: float | None = None
         else:
             new.append(file)
     unsaved, saved = {}, time.monotonic()
-    with closing(inspect_all(new, workers, seconds)) as found:
+    with closing(look(new)) as found:
         try:
-            for file, verdict in track(found, len(new), "health check"):
+            for file, verdict in track(found, len(new), title):
                 verdicts[file] = verdict
                 if verdict.reason not in PASSING and _can_be_kept(file):
                     unsaved[file] = (*stamps[file], verdict)

@@ -24,7 +24,7 @@ import numpy as np
 
 from lib.data.inspection import TRUNCATED
 from lib.data.workers import Lost, ask_all, serve, still_working
-from lib.files import alone, write_json
+from lib.files import alone, stamp, write_json
 from lib.media import audio
 from lib.progress import track
 
@@ -103,8 +103,8 @@ def _run(source: Path, target: Path, names: list[str], settings: list[int], work
             failed[name] = f"would be written to {result}, as {sources[result]} is; rename one of them"
         else:
             sources[result] = name
-    stamps = {result: _stamp(source / name) for result, name in sources.items()}
-    todo = [result for result, stamp in stamps.items() if index.get(result) != [stamp, _stamp(target / result), settings]]
+    stamps = {result: stamp(source / name) for result, name in sources.items()}
+    todo = [result for result, made_of in stamps.items() if index.get(result) != [made_of, stamp(target / result), settings]]
     parts = target / INTERNAL / f"parts-{os.getpid()}"
     parts.mkdir(exist_ok=True)
     requests = ([result, str(source / sources[result]), str(parts / f"{number}.mp3"), *settings, stuck]
@@ -121,7 +121,7 @@ def _run(source: Path, target: Path, names: list[str], settings: list[int], work
                 failed[sources[result]] = reason
                 continue
             transcoded += 1
-            file.write(json.dumps([result, stamps[result], _stamp(target / result), settings]) + "\n")
+            file.write(json.dumps([result, stamps[result], stamp(target / result), settings]) + "\n")
             file.flush()
     shutil.rmtree(parts, ignore_errors=True)
     failed = {_readable(name): _readable(failed[name]) for name in names if name in failed}
@@ -150,14 +150,6 @@ def _read_index(path: Path) -> dict[str, list]:
             continue
         index[result] = entry
     return index
-
-
-def _stamp(path: Path) -> list[int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _readable(text: str) -> str:

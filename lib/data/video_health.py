@@ -4,11 +4,11 @@ A file that hangs or crashes its decoder costs a process, not the check. Verdict
 """
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from lib.data import health
 from lib.data.inspection import Verdict
 from lib.data.manifest import Manifest
 from lib.data.workers import Lost, ask_all
-from lib.progress import track
-from lib.settings import data_dir
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov")
 REASONS = health.REASONS | {"no pictures": "it has no video stream that decodes from its first to its last frame"}
@@ -50,21 +48,11 @@ def check(manifest: Manifest, workers: int = 0) -> Manifest:
 
 def inspect(files: Iterable[str], workers: int = 0) -> dict[str, str]:
     """Absolute path -> "" for a video that can be seen, otherwise a key of `REASONS`."""
-    stamps = {file: health._stamp(file) for file in files}
-    cache_file = data_dir() / "manifests" / health._CACHE.format("-pictures")
-    cache = health._load(cache_file)
-    verdicts = {file: "missing" for file, stamp in stamps.items() if stamp is None}
-    verdicts |= {file: cache[file][2].reason for file, stamp in stamps.items() if stamp and cache.get(file, ())[:2] == stamp}
-    new, unsaved, saved = [file for file in stamps if file not in verdicts], {}, time.monotonic()
-    with closing(ask_all("lib.data.video_inspection", ([file] for file in new), max(1, workers))) as answers:
-        try:
-            for (file,), answer in track(answers, len(new), "looking at videos"):
-                verdicts[file] = ("hanging" if answer.hanging else "crashing") if isinstance(answer, Lost) else answer
-                if verdicts[file] not in health.PASSING and health._can_be_kept(file):
-                    unsaved[file] = (*stamps[file], Verdict(verdicts[file]))
-                if time.monotonic() - saved > health._SAVE:
-                    health._save(cache_file, unsaved)
-                    unsaved, saved = {}, time.monotonic()
-        finally:  # what was found is not lost to an interrupt
-            health._save(cache_file, unsaved)
-    return verdicts
+    verdicts = health.cached(files, "-pictures", partial(_look, workers=workers), "looking at videos")
+    return {file: verdict.reason for file, verdict in verdicts.items()}
+
+
+def _look(files: list[str], workers: int) -> Iterator[tuple[str, Verdict]]:
+    with closing(ask_all("lib.data.video_inspection", ([file] for file in files), max(1, workers))) as answers:
+        for (file,), answer in answers:
+            yield file, Verdict(("hanging" if answer.hanging else "crashing") if isinstance(answer, Lost) else answer)

@@ -199,6 +199,31 @@ def class_oracle(labels: Sequence | np.ndarray | Tensor, ks=(1, 5, 10), map_at=(
             "clips": len(labels), "classes": len(sizes)}
 
 
+def pair_retrieval(audio: Tensor, video: Tensor, labels: Sequence | np.ndarray, groups: np.ndarray | None = None, ks=(1, 5, 10),
+                   seed: int = 0) -> dict[str, dict]:
+    """Sound and picture of the same clips finding each other, both ways, beside what makes R@k easy.
+
+    Args:
+        audio, video: Tensor (N, D), unit vectors; row i of both is clip i.
+        labels, ks: as `class_oracle`.
+        groups: (N,) which clips belong together, for the interval; None: each alone.
+        seed: of the control's permutation and of the interval.
+    Returns:
+        "sound to picture R@k" and "picture to sound R@k" -> {"value", "interval" (bootstrap over groups), "chance", "baseline"
+        (a ranker that knows the classes and nothing more), "control" (clips with another clip's picture), "ceiling": 1.0}.
+    """
+    known, own = class_oracle(labels, ks), torch.arange(len(labels))
+    mixed, rows = video[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))], {}
+    for way, similarity, other in (("sound to picture", audio @ video.T, audio @ mixed.T),
+                                   ("picture to sound", video @ audio.T, mixed @ audio.T)):
+        found, control = (retrieval.query_metrics(one, own, ks) for one in (similarity, other))
+        rows |= {f"{way} R@{k}": {
+            "value": float(found[f"R@{k}"].mean()), "interval": bootstrap_interval(found[f"R@{k}"], groups, seed=seed),
+            "chance": known["chance"][f"R@{k}"], "baseline": known["oracle"][f"R@{k}"], "control": float(control[f"R@{k}"].mean()),
+            "ceiling": 1.0} for k in ks}
+    return rows
+
+
 def weighted_class_accuracy(scores: Tensor | np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean class accuracy of many weightings of the clips at once, for `statistics.bootstrap_difference`.
 

@@ -27,6 +27,7 @@ main { max-width: 64rem; margin: 0 auto; }
 .workbook-bar { padding: .6rem 1rem; font: 15px/1.5 system-ui, sans-serif; }
 .workbook-failure { border-left: 4px solid #b3261e; background: #fbeceb; padding: .6rem 1rem; font-size: 13px; }
 .workbook-failure { white-space: pre-wrap; overflow-x: auto; }
+.highlight pre { white-space: pre-wrap; }
 math { font-size: 1.1em; } math[display=block] { margin: .6em 0; }
 mtd[columnalign=left] { text-align: left; } mtd[columnalign=right] { text-align: right; }
 </style>

@@ -10,7 +10,9 @@ from scipy import stats
 from sklearn.metrics import confusion_matrix, recall_score, roc_auc_score, top_k_accuracy_score
 
 from lib.evaluation.classification import (class_oracle, classification_metrics, classification_values, clip_ranks, compare, fuse,
-                                           majority_scores, most_confused, predicted_classes, weighted_auc, weighted_class_accuracy)
+                                           majority_scores, most_confused, pair_retrieval, predicted_classes, weighted_auc,
+                                           weighted_class_accuracy)
+from lib.evaluation.retrieval import retrieval_metrics
 from lib.evaluation.statistics import bootstrap_interval, wilson_interval
 
 
@@ -191,6 +193,25 @@ def test_compare_means_over_seeds():
     assert found["top-1"][1] > 0
     with pytest.raises(ValueError, match="one S"):
         compare({"a": better, "b": worse[:2]}, target, draws=10)
+
+
+def test_pair_retrieval_against_retrieval_metrics_and_closed_forms():
+    labels, generator = ["dog"] * 4 + ["cat"] * 4, torch.Generator().manual_seed(0)
+    same = torch.eye(8)
+    rows = pair_retrieval(same, same, labels, ks=(1, 4), seed=3)
+    assert [*rows] == [f"{way} R@{k}" for way in ("sound to picture", "picture to sound") for k in (1, 4)]
+    moved = torch.randperm(8, generator=torch.Generator().manual_seed(3)) != torch.arange(8)
+    first = rows["sound to picture R@1"]
+    assert first["value"] == first["ceiling"] == 1.0 and first["interval"] == (1.0, 1.0)
+    assert first["chance"] == pytest.approx(1 / 8) and first["baseline"] == pytest.approx(1 / 4)
+    assert first["control"] == pytest.approx(1 - moved.double().mean().item())
+    audio, video = torch.randn(2, 8, 3, generator=generator)
+    rows, own = pair_retrieval(audio, video, labels, np.arange(8) // 2, ks=(1, 4)), torch.arange(8)
+    for way, similarity in (("sound to picture", audio @ video.T), ("picture to sound", video @ audio.T)):
+        expected = retrieval_metrics(similarity, own, ks=(1, 4))
+        for k in (1, 4):
+            row = rows[f"{way} R@{k}"]
+            assert row["value"] == pytest.approx(expected[f"R@{k}"]) and row["interval"][0] <= row["value"] <= row["interval"][1]
 
 
 def test_class_oracle_closed_forms_and_simulation():
