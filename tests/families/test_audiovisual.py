@@ -111,6 +111,28 @@ def test_shuffled_pairs_stay_at_ln_b(tones, config, tmp_path):
     assert found["pairs"] < 0.7 * math.log(18) and found["shuffled"] > 0.97 * math.log(18), found
 
 
+def test_pictures_of_stored_sounds_are_made_once(tones, config, monkeypatch):
+    learner = Audiovisual(config, tones[0])
+    batch, made = next(iter(learner.batches(0, 0))), []
+    monkeypatch.setattr(learner, "picture", lambda waveform, make=learner.picture: made.append(len(waveform)) or make(waveform))
+    first = learner.inputs(batch)["audio"]
+    torch.testing.assert_close(first, audiovisual.sound_picture(learner.config)(batch["waveform"]), rtol=0, atol=1e-6)
+    assert made == [1] * 16
+    monkeypatch.setattr(audiovisual, "PICTURES_KEPT", 0)
+    again = {name: value[:3] for name, value in batch.items()}
+    assert torch.equal(learner.inputs(again)["audio"], first[:3]) and len(made) == 16
+    learner._pictures.clear()
+    assert torch.equal(learner.inputs(again)["audio"], first[:3]) and not learner._pictures and len(made) == 19
+
+
+def test_validation_of_pairs_is_the_mean_of_both_ways(tones, config):
+    learner = Audiovisual(stage(config, "contrastive"), tones[0])
+    audio, video, _ = embed(learner.model, learner.config, tones[0].select("val"), tones[1], learner.picture)
+    one, two = (retrieval_metrics(a @ b.T, torch.arange(18)) for a, b in ((audio, video), (video, audio)))
+    found = learner.validate()
+    assert learner.monitor in found and found == {f"val/{name}": pytest.approx((one[name] + two[name]) / 2) for name in ("R@1", "R@5", "R@10", "mAP@10")}
+
+
 def test_a_collapsed_run_stops(tones, config, tmp_path):
     frozen = stage(config, "contrastive", freeze_encoders=True, freeze_backbone=True, learning_rate=1e-7, collapse_check_after=3, temperature=10.0)
     with pytest.raises(RuntimeError, match=r"learnt nothing.*collapse_check_after"):
