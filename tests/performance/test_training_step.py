@@ -29,7 +29,7 @@ def test_step_is_the_same_and_faster(models):
         assert difference <= 1e-4 * loss and distance <= 1e-3
         optimizers = [torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0) for model in models]
         found = compare(f"training step, {BATCH} clips of {SECONDS:g} s",
-                        *(lambda model=model, optimizer=optimizer: step(model, optimizer) for model, optimizer in zip(models, optimizers)))
+                        *(lambda model=model, optimizer=optimizer: step(model, optimizer) for model, optimizer in zip(models, optimizers)), repetitions=3)
     print(f"\n{found}\n  difference of the loss {difference:.1e} of {loss:.3f}, of the gradient {distance:.1e} of its norm (dropout off)")
     found.require(1.0)
 
