@@ -223,7 +223,8 @@ class MelFrontEnd(nn.Module):
         lengths = lengths.to(x.device, torch.int64).clamp(max=min(given, c.samples))
         valid = torch.arange(c.frames, device=x.device) < c.frames_of(lengths)[:, None]
         together = CLIPS_TOGETHER if x.device.type == "cpu" else max(1, batch)
-        parts = [decibels(mel_power(_padded(part, length, c), c)) for part, length in zip(x.split(together), lengths.split(together))]
+        pieces = zip(x.split(together), lengths.split(together))
+        parts = [decibels(mel_power(_padded(part, length, c), c)) for part, length in pieces if batch]
         levels = torch.cat(parts) if parts else x.new_zeros(0, c.frames, c.mels)
         peak = _peak(levels.masked_fill(~valid[..., None], QUIETEST), c)
         levels = _relative(levels, peak[:, None, None], c).masked_fill(~valid[..., None], c.floor)
