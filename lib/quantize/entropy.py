@@ -1,0 +1,105 @@
+"""Entropies of codes made of independent bits: exact, without writing down all probabilities of all tokens at once.
+
+Convention: a bit is 1 with log-odds `logit`; a code is g bits, its index has the first of them as the most significant. Entropies are
+in nats with 1e-8 inside the logarithm and no renormalisation. Means are over the tokens of all processes (see lib.distributed).
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lib import distributed
+
+INSIDE_LOG = 1e-8       # protects ln(0) of codes that a token rules out; part of the definition of the entropies
+CODES_TOGETHER = {"cpu": 2**16, "cuda": 2**24}      # probabilities enumerated at a time; on a CPU so few that they stay in its cache
+
+
+def entropy_of(probability: Tensor) -> Tensor:
+    """-sum p ln(p + 1e-8) over the last axis: Tensor (..., codes) -> (...)."""
+    return -(probability * (probability + INSIDE_LOG).log()).sum(-1)
+
+
+def code_probabilities(logits: Tensor) -> Tensor:
+    """Probabilities of all codes of independent bits.
+
+    With logits 4 T s z this is the softmax of 2 T <z, c> over the codes c, without computing the products: as each factor belongs to
+    one bit, so does the normaliser.
+
+    Args:
+        logits: Tensor (..., g), log-odds of each bit being 1.
+    Returns:
+        Tensor (..., 2^g) that sums to 1, in the order of the codes' indices.
+    """
+    both = torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)     # 1 - sigmoid would lose what is close to 0
+    probability = logits.new_ones(*logits.shape[:-1], 1)
+    for bit in range(logits.shape[-1]):
+        probability = (probability[..., :, None] * both[..., bit, None, :]).flatten(-2)
+    return probability
+
+
+def probability_sums(logits: Tensor) -> Tensor:
+    """Sum over tokens of `code_probabilities`: Tensor (tokens, groups, g) -> (groups, 2^g).
+
+    Each group is cut in two halves, whose probabilities (2^(g/2) numbers a token) are multiplied in one matrix product over the
+    tokens: the 2^g probabilities of a token are never written down.
+    """
+    half = logits.shape[-1] // 2
+    left, right = (code_probabilities(part).movedim(0, -1) for part in (logits[..., :half], logits[..., half:]))
+    return (left @ right.mT).flatten(1)
+
+
+def code_entropy(logits: Tensor) -> Tensor:
+    """`entropy_of(code_probabilities(logits))`, some tokens at a time: memory does not grow with tokens times codes.
+
+    Args:
+        logits: Tensor (..., g).
+    Returns:
+        Tensor (...), nats.
+    """
+    return _CodeEntropy.apply(logits)
+
+
+def mean_over_tokens(count: int, *sums: Tensor) -> list[Tensor]:
+    """Sums over this process's `count` tokens -> means over the tokens of all processes, with exact gradients.
+
+    Without any token in any process: 0.
+    """
+    flat = torch.cat([part.flatten() for part in sums])
+    if distributed.world() > 1:
+        # one row a process in float64, in which counts above 2^24 are exact; gather hands gradients back (see lib.distributed)
+        rows = distributed.gather(torch.cat([flat.double(), flat.new_full((1,), count, dtype=torch.float64)])[None]).sum(0)
+        flat, count = rows[:-1].to(flat.dtype), int(rows[-1])
+    parts = (flat / max(1, count)).split([part.numel() for part in sums])
+    return [mean.view(part.shape) for mean, part in zip(parts, sums)]
+
+
+class _CodeEntropy(torch.autograd.Function):
+    """Entropy over codes; the gradient to the logits is found along the way, while the probabilities are at hand.
+
+    With G_c = -dH/dp_c = ln(p_c + e) + p_c / (p_c + e) and b_ci the bits of code c, dH/dlogit_i = -sum_c p_c G_c (b_ci - mean of b_i).
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor) -> Tensor:
+        size, rows = logits.shape[-1], logits.flatten(0, -2)
+        together = max(1, CODES_TOGETHER.get(logits.device.type, 2**16) >> size)
+        codes = torch.arange(1 << size, device=logits.device)[:, None]
+        bits = (codes >> torch.arange(size - 1, -1, -1, device=logits.device) & 1).to(logits.dtype)
+        found, gradients = [], []
+        for part in rows.split(together):
+            probability = code_probabilities(part)
+            inside = probability + INSIDE_LOG
+            logarithm = inside.log()
+            found.append(-torch.linalg.vecdot(probability, logarithm))
+            if ctx.needs_input_grad[0]:
+                weighted = probability.div(inside).add_(logarithm).mul_(probability)        # p G
+                gradients.append(torch.sigmoid(part).mul_(weighted.sum(-1, keepdim=True)).sub_(weighted @ bits))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients).view(logits.shape))
+        return torch.cat(found).view(logits.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return ctx.saved_tensors[0] * gradient[..., None]
