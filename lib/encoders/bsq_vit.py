@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lib.encoders.spectrogram_transformer import AudioTransformerDecoder, AudioTransformerEncoder, SpectrogramConfig, StackState, valid_tokens
+from lib.encoders.spectrogram_config import SpectrogramConfig
+from lib.encoders.spectrogram_transformer import AudioTransformerDecoder, AudioTransformerEncoder, StackState, valid_tokens
 from lib.files import read_json, user_path, write_json
 from lib.quantize import quantizer as make_quantizer
 
@@ -82,10 +83,11 @@ class AudioBSQModel(nn.Module):
     """
 
     def __init__(self, audioconfig: SpectrogramConfig | Mapping, embed_dim: int, daudioconfig: SpectrogramConfig | Mapping | None = None,
-                 l2_norm: bool = True, post_q_l2_norm: bool = True, embed_group_size: int = 1, persample_entropy_compute: str = "analytical",
-                 cb_entropy_compute: str = "group", beta: float = 0.0, gamma0: float = 1.0, gamma: float = 1.0, zeta: float = 1.0,
-                 inv_temperature: float = 1.0, clamp_range: tuple[float, float] = (-80.0, 0.0), grad_checkpointing: bool = False,
-                 quantizer: str = "bsq", quantizer_options: Mapping | None = None, masked_pretraining: bool = False):
+                 l2_norm: bool = True, post_q_l2_norm: bool = True, embed_group_size: int = 1,
+                 persample_entropy_compute: str = "analytical", cb_entropy_compute: str = "group", beta: float = 0.0,
+                 gamma0: float = 1.0, gamma: float = 1.0, zeta: float = 1.0, inv_temperature: float = 1.0,
+                 clamp_range: tuple[float, float] = (-80.0, 0.0), grad_checkpointing: bool = False, quantizer: str = "bsq",
+                 quantizer_options: Mapping | None = None, masked_pretraining: bool = False):
         super().__init__()
         configs = [SpectrogramConfig.of(values) for values in (audioconfig, audioconfig if daudioconfig is None else daudioconfig)]
         if grad_checkpointing:
@@ -102,8 +104,8 @@ class AudioBSQModel(nn.Module):
         options = dict(quantizer_options or {})
         if quantizer == "bsq":
             options = {"group_size": embed_group_size, "inverse_temperature": inv_temperature, "entropy": persample_entropy_compute,
-                       "codebook_entropy": cb_entropy_compute, "post_l2_norm": post_q_l2_norm, "beta": beta, "gamma0": gamma0, "gamma": gamma,
-                       "zeta": zeta} | options
+                       "codebook_entropy": cb_entropy_compute, "post_l2_norm": post_q_l2_norm, "beta": beta, "gamma0": gamma0,
+                       "gamma": gamma, "zeta": zeta} | options
         self.settings = {"audioconfig": self.config.to_dict(), "embed_dim": embed_dim, "daudioconfig": self.decoder_config.to_dict(),
                          "l2_norm": l2_norm, "post_q_l2_norm": post_q_l2_norm, "embed_group_size": embed_group_size,
                          "persample_entropy_compute": persample_entropy_compute, "cb_entropy_compute": cb_entropy_compute, "beta": beta,
@@ -209,7 +211,8 @@ class AudioBSQModel(nn.Module):
         """
         low, (time, _) = self.clamp_range[0], self.config.patches[0]
         if frames.ndim != 3 or frames.shape[2] != self.config.input_size:
-            raise ValueError(f"frames have shape {tuple(frames.shape)}, expected (clips, frames, input_size = {self.config.input_size} bands)")
+            raise ValueError(f"frames have shape {tuple(frames.shape)}, expected (clips, frames, input_size = {self.config.input_size} "
+                             "bands)")
         waiting = torch.cat([*stream.frames, frames], dim=1)
         if last and waiting.shape[1] % time:
             waiting = nn.functional.pad(waiting, (0, 0, 0, -waiting.shape[1] % time), value=low)
@@ -273,8 +276,8 @@ class AudioBSQModel(nn.Module):
         if x.ndim == 4 and x.shape[1] == 1:
             x = x[:, 0]
         if x.ndim != 3 or not x.is_floating_point():
-            raise ValueError(f"a spectrogram is {x.dtype} of shape {tuple(x.shape)}, expected numbers in dB of shape (clips, frames, bands) or "
-                             "(clips, 1, frames, bands)")
+            raise ValueError(f"a spectrogram is {x.dtype} of shape {tuple(x.shape)}, expected numbers in dB of shape (clips, frames, "
+                             "bands) or (clips, 1, frames, bands)")
         return x
 
     def _scale(self, levels: Tensor) -> Tensor:
@@ -283,7 +286,8 @@ class AudioBSQModel(nn.Module):
 
     def _unscale(self, scaled: Tensor) -> Tensor:
         low, high = self.clamp_range
-        levels = ((scaled if scaled.dtype == torch.float64 else scaled.float()) + 1) * ((high - low) / 2) + low    # bfloat16 has steps of 0.25 dB
+        scaled = scaled if scaled.dtype == torch.float64 else scaled.float()        # in bfloat16 levels would have steps of 0.25 dB
+        levels = (scaled + 1) * ((high - low) / 2) + low
         return levels if self.training else levels.clamp(low, high)
 
     def _vectors(self, states: Tensor) -> Tensor:
@@ -303,7 +307,7 @@ class AudioBSQModel(nn.Module):
 
 
 def _pieces(waiting: Tensor, size: int, last: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Cut (B, n, ...) into pieces of `size`, and what is left over: a piece of its own with `last`, otherwise to wait (a copy of its own)."""
+    """Cut (B, n, ...) into pieces of `size`; what is left over is a piece too with `last`, otherwise it waits, as a copy of its own."""
     pieces = list(waiting.split(size, dim=1)) if waiting.shape[1] else []
     if last or not pieces or pieces[-1].shape[1] == size:
         return pieces, []

@@ -23,8 +23,8 @@ AXES = ("flat", "time", "2d")
 class TokenBatchNorm(SynchronizedBatchNorm):
     """Batch normalisation of tokens (B, N, C) whose training statistics leave out those of padding.
 
-    Padded tokens are normalised too, with the statistics of the others, as in evaluation. Parameters, buffers, processes and precision: as
-    `SynchronizedBatchNorm`.
+    Padded tokens are normalised too, with the statistics of the others, as in evaluation. Parameters, buffers, processes and
+    precision: as `SynchronizedBatchNorm`.
     """
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -39,7 +39,7 @@ class TokenBatchNorm(SynchronizedBatchNorm):
             total = _over_processes(torch.cat([(x * weight).sum((0, 1)).double(), valid.sum()[None].double()]))
             count = int(total[-1])
             if count < 2:
-                raise ValueError(f"{count} token(s) in the batch that are no padding: training statistics need at least 2, raise batch_size")
+                raise ValueError(f"{count} token(s) in the batch that are no padding: statistics need at least 2, raise batch_size")
             mean = (total[:-1] / count).to(x.dtype)
             centred = x - mean                                  # E[x^2] - E[x]^2 would cancel
             variance = (_over_processes((centred.square() * weight).sum((0, 1)).double()) / count).to(x.dtype)
@@ -87,9 +87,10 @@ class ConvolutionModule(nn.Module):
 
     Args:
         channels: C.  kernel_size: odd number of taps.
-        axis: "flat": along the sequence of tokens; "time": along each row of the grid; "2d": over the grid, `kernel_2d` (columns, rows) taps.
-        causal: only the token itself and earlier ones (with "2d": its own and earlier columns), and a LayerNorm over channels instead of batch
-            normalisation, whose statistics hold the future. With "flat" the lower rows of the token's own column count as earlier.
+        axis: "flat": along the sequence of tokens; "time": along each row of the grid; "2d": over the grid, `kernel_2d` taps
+            (columns, rows).
+        causal: only the token itself and earlier ones (with "2d": its own and earlier columns), and a LayerNorm over channels instead
+            of batch normalisation, whose statistics hold the future. With "flat" the lower rows of its own column count as earlier.
         dropout: probability in [0, 1).
     Raises:
         ValueError: an unknown axis, or an even number of taps.
@@ -128,7 +129,8 @@ class ConvolutionModule(nn.Module):
         if past is not None and not self.causal:
             raise ValueError("convolution module: only a causal one can go on where earlier tokens ended; train with causal=True")
         x = glu(self.expand(self.layer_norm(x)), dim=-1)
-        parts = [self._convolve(part, grid, past) for part, grid in zip(x.split([grid.tokens for grid in grids], dim=1), grids, strict=True)]
+        scales = x.split([grid.tokens for grid in grids], dim=1)
+        parts = [self._convolve(part, grid, past) for part, grid in zip(scales, grids, strict=True)]
         x = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         x = self.norm(x) if self.causal else self.norm(x, valid)
         return self.dropout(self.project(silu(x)))

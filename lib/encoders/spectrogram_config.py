@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-CHOICES = {"conv_axis": ("flat", "time", "2d"), "positions": ("flat", "factorised", "rotary"), "mask_type": ("none", "causal", "block-causal")}
+CHOICES = {"conv_axis": ("flat", "time", "2d"), "positions": ("flat", "factorised", "rotary"),
+           "mask_type": ("none", "causal", "block-causal")}
 SIZES = ("input_size", "input_length", "patch_size", "width", "layers", "heads", "conv_kernel_size", "head_width")
 RATES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
 
@@ -42,8 +43,8 @@ def cut(spectrogram: Tensor, grid: Grid) -> Tensor:
     """Spectrogram (B, T, F) to patches (B, tokens, values); ValueError: its sides are not those of the grid."""
     time, frequency, columns, rows = grid
     if spectrogram.ndim != 3 or spectrogram.shape[1:] != (time * columns, frequency * rows):
-        raise ValueError(f"a spectrogram of shape {tuple(spectrogram.shape)} cannot be cut into {columns} x {rows} patches of {time} frames "
-                         f"x {frequency} bands; expected (clips, {time * columns} frames, {frequency * rows} bands)")
+        raise ValueError(f"a spectrogram of shape {tuple(spectrogram.shape)} cannot be cut into {columns} x {rows} patches of {time} "
+                         f"frames x {frequency} bands; expected (clips, {time * columns} frames, {frequency * rows} bands)")
     patches = spectrogram.unflatten(2, (rows, frequency)).unflatten(1, (columns, time))      # (B, columns, time, rows, frequency)
     return patches.transpose(2, 3).flatten(3).flatten(1, 2)
 
@@ -51,7 +52,8 @@ def cut(spectrogram: Tensor, grid: Grid) -> Tensor:
 def join(patches: Tensor, grid: Grid) -> Tensor:
     """The exact inverse of `cut`: (B, tokens, values) to (B, T, F); ValueError: other patches than the grid's."""
     if patches.ndim != 3 or patches.shape[1:] != (grid.tokens, grid.values):
-        raise ValueError(f"patches of shape {tuple(patches.shape)} do not make a spectrogram; expected (clips, {grid.tokens}, {grid.values})")
+        raise ValueError(f"patches of shape {tuple(patches.shape)} do not make a spectrogram; expected (clips, {grid.tokens}, "
+                         f"{grid.values})")
     pieces = patches.unflatten(2, (grid.time, grid.frequency)).unflatten(1, (grid.columns, grid.rows))
     return pieces.transpose(2, 3).flatten(3).flatten(1, 2)
 
@@ -136,12 +138,13 @@ class SpectrogramConfig:
         if self.width % self.heads:
             raise ValueError(f"audioconfig: heads = {self.heads} does not divide width = {self.width}")
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise ValueError(f"audioconfig: positions 'rotary' turn pairs of values: width / heads = {self.width // self.heads} must be even")
+            raise ValueError("audioconfig: positions 'rotary' turn pairs of values: width / heads must be even, got "
+                             f"{self.width // self.heads}")
         if int(self.width * self.mlp_ratio) < 1:
             raise ValueError(f"audioconfig: mlp_ratio is {self.mlp_ratio}, which leaves the MLP no width")
         for name, taps in (("conv_kernel_size", (self.conv_kernel_size,)), ("conv_kernel_2d", self.conv_kernel_2d)):
             if any(not isinstance(tap, int) or tap < 1 or tap % 2 == 0 for tap in taps) or name == "conv_kernel_2d" and len(taps) != 2:
-                raise ValueError(f"audioconfig: {name} is {getattr(self, name)}, expected odd numbers of taps, so that there is a middle one")
+                raise ValueError(f"audioconfig: {name} is {getattr(self, name)}, expected odd numbers of taps, with one in the middle")
         self._check_scales()
         self._check_masks()
 
@@ -153,19 +156,19 @@ class SpectrogramConfig:
             if self.time_patch_size or self.freq_patch_size:
                 raise ValueError("audioconfig: patch_sizes are square; leave time_patch_size and freq_patch_size out, or patch_sizes")
         for time, frequency in self.patches:
-            names = ("patch_sizes",) * 2 if self.patch_sizes else ("time_patch_size" if self.time_patch_size else "patch_size",
-                                                                   "freq_patch_size" if self.freq_patch_size else "patch_size")
-            for name, side, total, length in ((names[0], time, "input_length", self.input_length), (names[1], frequency, "input_size", self.input_size)):
-                if length % side:
-                    raise ValueError(f"audioconfig: {name} = {side} does not divide {total} = {length}")
+            one = "patch_sizes" if self.patch_sizes else "patch_size"
+            for name, side, total in (("time_patch_size", time, "input_length"), ("freq_patch_size", frequency, "input_size")):
+                if getattr(self, total) % side:
+                    raise ValueError(f"audioconfig: {name if getattr(self, name) else one} = {side} does not divide "
+                                     f"{total} = {getattr(self, total)}")
 
     def _check_masks(self) -> None:
         if (self.mask_type == "block-causal") != (self.mask_block_size is not None):
-            raise ValueError(f"audioconfig: mask_type 'block-causal' needs mask_block_size, the tokens of a block, and no other has it; got "
-                             f"mask_type={self.mask_type!r}, mask_block_size={self.mask_block_size}")
+            raise ValueError("audioconfig: mask_type 'block-causal' needs mask_block_size, the tokens of a block, and no other has it; "
+                             f"got mask_type={self.mask_type!r}, mask_block_size={self.mask_block_size}")
         if self.patch_sizes and (self.causal or self.mask_type != "none"):
-            raise ValueError("audioconfig: with patch_sizes a token of a large patch would show small ones their future; use one patch_size "
-                             "with causal and mask_type")
+            raise ValueError("audioconfig: with patch_sizes a token of a large patch would show small ones their future; use one "
+                             "patch_size with causal and mask_type")
         if self.causal and self.mask_type != "none":
             raise ValueError(f"audioconfig: causal is a mask of its own (columns); leave mask_type = {self.mask_type!r} out")
 
@@ -181,7 +184,8 @@ class SpectrogramConfig:
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                raise ValueError(f"audioconfig: {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"))
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ValueError(f"audioconfig: {name!r} is unknown; {hint}")
         return cls(**values)
 
     def to_dict(self) -> dict:
@@ -215,11 +219,11 @@ class SpectrogramConfig:
         if frames < 1 or frames % self.step:
             raise ValueError(f"a spectrogram of {frames} frames cannot be cut into whole patches; pad it to a multiple of {self.step}")
         if self.positions == "flat" and frames != self.input_length:
-            raise ValueError(f"a spectrogram of {frames} frames, but positions 'flat' are those of input_length = {self.input_length}; cut or pad "
-                             "it, or train with positions 'factorised' or 'rotary'")
+            raise ValueError(f"a spectrogram of {frames} frames, but positions 'flat' are those of input_length = {self.input_length}; "
+                             "cut or pad it, or train with positions 'factorised' or 'rotary'")
         if self.positions == "factorised" and frames > self.input_length:
-            raise ValueError(f"a spectrogram of {frames} frames, but positions 'factorised' end at input_length = {self.input_length}; encode "
-                             "it in parts, or train with positions 'rotary'")
+            raise ValueError(f"a spectrogram of {frames} frames, but positions 'factorised' end at input_length = {self.input_length}; "
+                             "encode it in parts, or train with positions 'rotary'")
         return tuple(Grid(time, frequency, frames // time, self.input_size // frequency) for time, frequency in self.patches)
 
     def frames(self, tokens: int) -> int:

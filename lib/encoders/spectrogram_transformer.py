@@ -172,8 +172,8 @@ class Stack(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, grids: Sequence[Grid], valid: Tensor | None = None, state: StackState | None = None) -> Tensor:
-        """Args: x: Tensor (B, N, width).  grids: of x.  valid: Tensor (B, N) bool, False for padding, or None.  state: of a stream, brought up
-        to date.  Returns: Tensor (B, N, width)."""
+        """Args: x: Tensor (B, N, width).  grids: of x.  valid: Tensor (B, N) bool, False for padding, or None.  state: of a stream, which
+        is brought up to date.  Returns: Tensor (B, N, width)."""
         x = x + torch.cat([table(grid.columns) for table, grid in zip(self.positions, grids)])
         x = self.norm_pre(x)
         layout = self._layout(grids, valid, x, state)
@@ -191,9 +191,9 @@ class Stack(nn.Module):
         """The state of a stream before its first column.  ValueError: a stack that looks ahead, or whose past has no fixed size."""
         config = self.config
         if not config.causal or config.positions != "rotary" or config.attention_window is None:
-            raise ValueError("streaming needs a model trained with causal=True, positions='rotary' and an attention_window, so that it neither "
-                             f"looks ahead nor keeps more and more; this one has causal={config.causal}, positions={config.positions!r}, "
-                             f"attention_window={config.attention_window}")
+            raise ValueError("streaming needs a model trained with causal=True, positions='rotary' and an attention_window, so that it "
+                             f"neither looks ahead nor keeps more and more; this one has causal={config.causal}, "
+                             f"positions={config.positions!r}, attention_window={config.attention_window}")
         return StackState([LayerState() for _ in self.layers])
 
     def _layout(self, grids: Sequence[Grid], valid: Tensor | None, x: Tensor, state: StackState | None) -> Layout:
@@ -259,14 +259,16 @@ class AudioTransformerEncoder(nn.Module):
             ValueError: a spectrogram, mask or valid of another shape; a mask without masked_pretraining.
         """
         if x.ndim != 3 or x.shape[2] != self.config.input_size:
-            raise ValueError(f"a spectrogram of shape {tuple(x.shape)}, expected (clips, frames, input_size = {self.config.input_size} bands)")
+            raise ValueError(f"a spectrogram of shape {tuple(x.shape)}, expected (clips, frames, input_size = {self.config.input_size} "
+                             "bands)")
         grids = self.config.grids(x.shape[1])
         tokens = torch.cat([project(cut(x, grid)) for project, grid in zip(self.patches, grids)], dim=1)
         if mask is not None:
             if self.mask_token is None:
                 raise ValueError("a mask hides patches from the encoder: build the model with masked_pretraining=True")
             if mask.shape != tokens.shape[:2] or mask.dtype != torch.bool:
-                raise ValueError(f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of shape {tuple(tokens.shape[:2])}")
+                raise ValueError(f"mask is {mask.dtype} of shape {tuple(mask.shape)}, expected torch.bool of shape "
+                                 f"{tuple(tokens.shape[:2])}")
             tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
         return self.stack(tokens, grids, None if valid is None else valid_tokens(valid, grids), state)
 
