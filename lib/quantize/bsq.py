@@ -109,8 +109,8 @@ class BinarySphericalQuantizer(nn.Module):
             real = z.flatten(0, 1) if valid is None else z[valid]
             size = 1 if self.entropy == "analytical" else self.group_size
             logits = (4 * self.inverse_temperature * self.scale * real).unflatten(-1, (-1, size))
-            away = real - torch.where(real.detach() > 0, self.scale, -self.scale)
-            sums = code_entropy(logits).sum(), away.square().sum(), probability_sums(logits)
+            nearest = codes.detach().flatten(0, 1) if valid is None else codes.detach()[valid]
+            sums = code_entropy(logits).sum(), (nearest - real).square().sum(), probability_sums(logits)
             persample, commitment, probability = mean_over_tokens(len(real), *sums)
             codebook = entropy_of(probability).sum()
             loss = self.beta * commitment + self.zeta * (self.gamma0 * persample - self.gamma * codebook) / self.inverse_temperature
@@ -181,7 +181,7 @@ class _Sign(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z: Tensor) -> Tensor:
-        return torch.where(z > 0, 1.0, -1.0).to(z.dtype)
+        return (z > 0).to(z.dtype) * 2 - 1
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
