@@ -26,6 +26,9 @@ DATASETS = {
     "triplets": "lib.data.triplets",
     "stclotho": "lib.data.stclotho",
     "vggsound": "lib.data.vggsound",
+    "librispeech": "lib.data.librispeech",
+    "commonvoice": "lib.data.commonvoice",
+    "digits": "lib.data.digits",
 }
 _ALWAYS = ("data_root", "seed", "num_samples", "workers")
 

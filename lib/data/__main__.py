@@ -5,13 +5,14 @@ import argparse
 import json
 import sys
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 
 from lib import data
 from lib.data import vggsound_cli
 from lib.settings import data_dir
 
-PUBLISHED = ("esc50", "clotho", "audiocaps", "wavcaps", "audioset")  # data sets whose modules have `download`
+PUBLISHED = ("esc50", "clotho", "audiocaps", "wavcaps", "audioset", "librispeech", "digits")  # data sets whose modules have `download`
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         tool.add_argument("--workers", type=int, default=0, help="processes that decode (default 0: this one)")
     download = tools.add_parser("download", help="fetch a published data set into the data folder (resumable)")
     download.add_argument("dataset", choices=PUBLISHED, help="which data set")
+    download.add_argument("--part", action="append", default=[], metavar="NAME",
+                          help="only this part of it, e.g. dev-clean of librispeech (may be given several times; default: all)")
     transcode = tools.add_parser("transcode", help="make small mp3 files of a folder of large audio files (resumable)")
     transcode.add_argument("source", type=Path, help="folder of the large files; a name that starts with - goes after --")
     transcode.add_argument("target", type=Path, help="folder for the mp3 files, which keep their places")
@@ -88,7 +91,10 @@ def _check(options) -> int:
 
 
 def _download(options) -> int:
-    print(f"ready: {import_module(data.DATASETS[options.dataset]).download()}")
+    module = import_module(data.DATASETS[options.dataset])
+    if options.part and "parts" not in signature(module.download).parameters:
+        raise ValueError(f"--part: {options.dataset} comes in one piece; leave it out")
+    print(f"ready: {module.download(parts=tuple(options.part)) if options.part else module.download()}")
     return 0
 
 

@@ -75,7 +75,8 @@ def test_power_is_torchaudios(name):
     """Every preset; in torchaudio's own single precision, whose filters differ in their last digits, and its dB."""
     c = PRESETS[name]
     waves = noise(1, c.samples, dtype=torch.float32)
-    theirs = torchaudio.transforms.MelSpectrogram(c.sample_rate, n_fft=c.n_fft, hop_length=c.hop, n_mels=c.mels, power=2.0)(waves).transpose(1, 2)
+    reference = torchaudio.transforms.MelSpectrogram(c.sample_rate, n_fft=c.n_fft, hop_length=c.hop, n_mels=c.mels, power=2.0)
+    theirs = reference(waves).transpose(1, 2)
     padded = torch.nn.functional.pad(waves, (c.n_fft // 2, c.n_fft // 2), mode="reflect")
     ours = mel_power(padded, c)
     assert ours.shape == theirs.shape == (1, c.frames, c.mels)
@@ -105,10 +106,12 @@ def test_presets_are_the_one_table():
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"mels": 0}, "mels must be a whole number, at least 1, got 0"), ({"hop": 1.5}, "hop must be a whole number"), ({"frames": True}, "frames"),
-    ({"n_fft": 255}, "n_fft must be even"), ({"hop": 300}, "n_fft must be even and at least the hop, got n_fft=256, hop=300"),
-    ({"clamp_range": (0.0, -80.0)}, "clamp_range must be two finite levels in dB, the lower one first"), ({"clamp_range": -80}, "clamp_range"),
-    ({"clamp_range": (-80.0, float("inf"))}, "clamp_range"), ({"reference": "rms"}, 'reference must be "peak" or a level in dB, got \'rms\''),
+    ({"mels": 0}, "mels must be a whole number, at least 1, got 0"), ({"hop": 1.5}, "hop must be a whole number"),
+    ({"frames": True}, "frames must be"), ({"n_fft": 255}, "n_fft must be even"),
+    ({"hop": 300}, "n_fft must be even and at least the hop, got n_fft=256, hop=300"),
+    ({"clamp_range": (0.0, -80.0)}, "clamp_range must be two finite levels in dB, the lower one first"),
+    ({"clamp_range": -80}, "clamp_range"), ({"clamp_range": (-80.0, float("inf"))}, "clamp_range"),
+    ({"reference": "rms"}, 'reference must be "peak" or a level in dB, got \'rms\''),
     ({"reference": float("nan")}, "reference"), ({"reference": True}, "reference")], ids=str)
 def test_wrong_settings(changes, words):
     with pytest.raises(ValueError, match=words):
@@ -149,7 +152,7 @@ def test_a_clip_knows_nothing_of_its_batch(first, second, seed):
     alone = front_end(waves[1:2, :second])
     for one, many in zip(alone, together):
         assert torch.equal(one[0], many[1])
-    assert torch.equal(together.valid.sum(1), torch.tensor([min(20, 1 + n // 40) for n in (first, second, 900)] + [0, min(20, 1 + first // 40)]))
+    assert together.valid.sum(1).tolist() == [0 if n == 0 else min(20, 1 + n // 40) for n in (first, second, 900, 0, first)]
 
 
 def test_whole_files_and_empty_batches():
