@@ -38,7 +38,8 @@ def invert(levels: Tensor, peak: Tensor, config: MelConfig, iterations: int = 64
         ValueError: shapes that do not fit, levels or peaks that are not finite.
     """
     if levels.ndim != 3 or levels.shape[2] != config.mels or not levels.shape[1] or peak.shape != levels.shape[:1]:
-        raise ValueError(f"inversion: expected levels (B, T, {config.mels}) and peak (B,), got {tuple(levels.shape)} and {tuple(peak.shape)}")
+        raise ValueError(f"inversion: expected levels (B, T, {config.mels}) and peak (B,), "
+                         f"got {tuple(levels.shape)} and {tuple(peak.shape)}")
     if not (torch.isfinite(levels).all() and torch.isfinite(peak).all()):
         raise ValueError("inversion: levels and peak must be finite; a model whose output is not must not be listened to")
     with torch.autocast(levels.device.type, enabled=False):

@@ -221,8 +221,8 @@ class TokenReader:
             self.header, (self.tokens, self.samples, length, expected) = _read_head(file, self.path)
             self._start, self.size = file.tell(), os.fstat(file.fileno()).st_size
             if self.size != self._start + length:
-                raise TokenFileError(f"{self.path}: {'cut off' if self.size < self._start + length else 'too long'}: {self.size} bytes where "
-                                     f"its head promises {self._start + length}; copy it again")
+                what = "cut off" if self.size < self._start + length else "too long"
+                raise TokenFileError(f"{self.path}: {what}: {self.size} bytes where its head promises {self._start + length}; copy again")
             found = 0
             while part := file.read(1 << 20):
                 found = zlib.crc32(part, found)
