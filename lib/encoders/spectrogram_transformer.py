@@ -22,7 +22,7 @@ from lib.encoders.spectrogram_config import Grid, SpectrogramConfig, cut, join
 __all__ = ["AudioTransformerDecoder", "AudioTransformerEncoder", "SpectrogramConfig", "StackState"]
 
 ROTARY_BASE = 10000.0
-POSITION_STD = 0.02
+POSITION_STD = WEIGHT_STD = 0.02      # of the published structure
 
 
 @dataclass
@@ -153,8 +153,8 @@ class Positions(nn.Module):
 class Stack(nn.Module):
     """Positions, LayerNorm, layers, LayerNorm: what encoder and decoder have in common.
 
-    Weights of the layers start as a normal distribution of deviation 0.02, cut at 2 deviations (below a width of 512 it is
-    width^-0.5, because 0.02 would nearly switch narrow layers off), biases at 0, gains of norms at 1.
+    Weights of the layers start as a normal distribution of deviation 0.02, cut at 2 deviations, biases at 0, gains of norms at 1, those
+    of the convolution module included. At a width of 128 too, 0.02 learned faster on speech than the width^-0.5 of lib.encoders.vit.
     """
 
     def __init__(self, config: SpectrogramConfig):
@@ -165,10 +165,9 @@ class Stack(nn.Module):
         rates = torch.linspace(0, config.drop_path_rate, config.layers, device="cpu").tolist()
         self.layers = nn.ModuleList(Layer(config, rate) for rate in rates)
         self.norm_post = nn.LayerNorm(config.width) if config.ln_post else nn.Identity()
-        std = 0.02 if config.width >= 512 else config.width ** -0.5
         for module in self.layers.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
+                nn.init.trunc_normal_(module.weight, std=WEIGHT_STD, a=-2 * WEIGHT_STD, b=2 * WEIGHT_STD)
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, grids: Sequence[Grid], valid: Tensor | None = None, state: StackState | None = None) -> Tensor:
