@@ -55,7 +55,7 @@ def invert(levels: Tensor, peak: Tensor, config: MelConfig, iterations: int = 64
         return torch.cat(parts) * 10 ** (peak.to(levels) / 20)[:, None]
 
 
-def linear_power(mel_power: Tensor, bank: Tensor, iterations: int = SOLVER_ITERATIONS) -> Tensor:
+def linear_power(mel_power: Tensor, bank: Tensor, iterations: int = SOLVER_ITERATIONS, start: Tensor | None = None) -> Tensor:
     """Power of the bins whose mel power is given: argmin over s >= 0 of the sum over bands of (1 - (bank s) / mel_power)^2.
 
     Each band counts by its relative error, as levels in dB do; absolute errors would leave soft bands beside loud ones to chance.
@@ -65,13 +65,13 @@ def linear_power(mel_power: Tensor, bank: Tensor, iterations: int = SOLVER_ITERA
 
     Args:
         mel_power: Tensor (..., F), more than 0.  bank: Tensor (F, bins), at least 0.
-        iterations: of the solver.
+        iterations: of the solver.  start: Tensor (..., bins), more than 0, a guess whose details are to be kept; None: smooth.
     Returns:
         Tensor (..., bins), at least 0; 0 for bins that are in no band (at 0 Hz and half the sample rate).
     """
     weight = 1 / mel_power
     scale = bank.sum(1, keepdim=True).clamp(min=1e-12)              # protects the division of bands without bins
-    power = mel_power @ (bank / scale)
+    power = mel_power @ (bank / scale) if start is None else start
     wanted = weight @ bank
     for _ in range(iterations):
         found = ((power @ bank.T) * weight.square()) @ bank
