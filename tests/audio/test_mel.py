@@ -246,8 +246,8 @@ def lines(hidden):
 
 def test_masks_of_the_input():
     """Widths of up to 102 frames and 12 bands (the notes), half of the clips each, at the floor, by each clip's seed alone."""
-    levels = torch.full((240, 1024, 128), -10.0)
-    masked = mask_spectrogram(levels, range(240))
+    levels = torch.full((150, 1024, 128), -10.0)
+    masked = mask_spectrogram(levels, range(150))
     assert (levels == -10).all(), "the target must stay as it is"
     hidden = (masked == -80).numpy()
     time, band = lines(hidden.all(2)), lines(hidden.all(1))
@@ -270,6 +270,9 @@ def test_masks_within_the_sound_and_switched_off():
     assert not (hidden & ~valid).any() and (hidden.sum(1) <= valid.sum(1) // 2).all() and (hidden.sum(1)[2:] >= 1).all()
     assert torch.equal(mask_spectrogram(levels, range(50), probability=0.0), levels)
     assert torch.equal(mask_spectrogram(levels, range(50), time=0.0, frequency=0.0, probability=1.0), levels)
+    single = (mask_spectrogram(torch.zeros(300, 10, 20), range(300), frequency=0.05, probability=1.0) == -80).numpy()
+    for hidden in (single.all(2), single.all(1)):       # one line each, and every line at some time
+        assert (hidden.sum(1) == 1).all() and hidden.any(0).all()
     whole = mask_spectrogram(levels[:9], range(9), time=1.0, frequency=0.0, probability=1.0)
     assert ((whole == -80.0).all(2).sum(1) >= 1).all()
     for name in ("time", "frequency", "probability"):

@@ -33,7 +33,7 @@ def make(root, suffix="mp3"):
         for client in clients:
             number += 1
             soundfile.write(root / "clips" / f"common_voice_en_{number}.{suffix}", tone, 16000)
-            lines.append(line(client, f"common_voice_en_{number}.mp3", f'Sentence "{number}, she said; d\'accord?'))
+            lines.append(line(client, f"common_voice_en_{number}.mp3", f'"{number}, she said; d\'accord?'))
         if name == "validated.tsv":
             lines += every
         if name:
@@ -47,7 +47,7 @@ def test_the_tables_are_the_splits(tmp_path):
     assert manifest.splits == {"train": 3, "val": 3, "test": 3}, "never all of clips/, nor what only validated.tsv lists"
     assert manifest.table["clip_id"].tolist() == [f"common_voice_en_{k}.mp3" for k in range(1, 10)]
     row = manifest.row(0)
-    assert row["path"] == "clips/common_voice_en_1.mp3" and row["captions"] == ['Sentence "1, she said; d\'accord?']
+    assert row["path"] == "clips/common_voice_en_1.mp3" and row["captions"] == ['"1, she said; d\'accord?']
     assert row["speaker"] == "a" * 8 and row["duration"] == pytest.approx(0.5, abs=0.1) and manifest.file(0).is_file()
     assert manifest.info["language"] == "en" and manifest.info["left_out"] == {} and manifest.info["health"]["kept"] == 9
     assert manifest.table.groupby("split")["speaker"].nunique().to_dict() == {"train": 3, "val": 3, "test": 3}

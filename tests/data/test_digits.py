@@ -58,8 +58,8 @@ def test_splits_depend_on_names_only(tmp_path):
 
 def test_shares_and_speakers(tmp_path):
     root = make(tmp_path / "fsdd", indices=range(3, 12))
-    shares = {share: data.prepare("digits", data_root=root, val_share=share).splits for share in (0.0, 0.1, 0.5)}
-    assert shares == {0.0: {"train": 42, "test": 12}, 0.1: {"train": 36, "val": 6, "test": 12}, 0.5: {"train": 18, "val": 24, "test": 12}}
+    shares = {share: data.prepare("digits", data_root=root, val_share=share).splits for share in (0.0, 0.05, 0.5)}
+    assert shares == {0.0: {"train": 42, "test": 12}, 0.05: {"train": 36, "val": 6, "test": 12}, 0.5: {"train": 18, "val": 24, "test": 12}}
     table = data.prepare("digits", data_root=root, val_speaker="bo").table
     assert table.groupby("split")["speaker"].agg(set).to_dict() == {"train": {"anna"}, "val": {"bo"}, "test": {"anna", "bo"}}
     with pytest.raises(ValueError, match="val_speaker must be one of the speakers anna, bo of .*, got 'eve'"):
@@ -70,13 +70,13 @@ def test_shares_and_speakers(tmp_path):
 
 def test_other_names_are_counted(tmp_path):
     root = make(tmp_path / "fsdd", indices=range(6))
-    for name in ("ten_anna_1.wav", "3_anna_x.wav", "12_anna_1.wav"):
+    for name in ("ten_anna_1.wav", "3_anna_x.wav", "12_anna_1.wav", "3_anna_1 copy.wav"):
         (root / "recordings" / name).write_bytes(b"")
     (root / "recordings" / "readme.txt").write_text("no audio")
     (root / "recordings" / "3_eve_1.wav").write_bytes(b"")
-    with pytest.warns(UserWarning, match="left out 3 names that are not digit_speaker_index"):
+    with pytest.warns(UserWarning, match="left out 4 names that are not digit_speaker_index"):
         manifest = data.prepare("digits", data_root=root)
-    assert manifest.info["left_out"] == {"names that are not digit_speaker_index": 3}
+    assert manifest.info["left_out"] == {"names that are not digit_speaker_index": 4}
     assert len(manifest) == 36 and manifest.info["health"]["reasons"] == {"empty": 1}
 
 

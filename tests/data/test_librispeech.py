@@ -165,6 +165,10 @@ def test_download_refuses_other_bytes_other_places_and_other_contents(server, tm
         patch.setitem(librispeech.MD5, "dev-clean", "0" * 32)
         with pytest.raises(DownloadError, match="expected md5 00000000000000000000000000000000"):
             librispeech.download(parts=("dev-clean",))
+    with monkeypatch.context() as patch:
+        patch.setitem(librispeech.EXPECTED, "dev-clean", 7)
+        with pytest.raises(DownloadError, match="6 utterances instead of 7"):
+            librispeech.download(parts=("dev-clean",))
     for extra, words in (("../../outside.txt", "points outside its folder"), ("/outside.txt", "points outside its folder")):
         pack(tmp_path / "of dev-clean", server.folder / "dev-clean.tar.gz", [extra])
         monkeypatch.setitem(librispeech.MD5, "dev-clean", hashlib.md5((server.folder / "dev-clean.tar.gz").read_bytes()).hexdigest())
