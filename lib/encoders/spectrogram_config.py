@@ -60,7 +60,7 @@ def join(patches: Tensor, grid: Grid) -> Tensor:
 
 @dataclass(frozen=True)
 class SpectrogramConfig:
-    """Sizes and options of `AudioTransformerEncoder` and `AudioTransformerDecoder`; the first 21 names are the seed's.
+    """Sizes and options of `AudioTransformerEncoder` and `AudioTransformerDecoder`; the first 19 names are the seed's.
 
     Args:
         input_size: mel bands F.  input_length: frames T.

@@ -254,6 +254,7 @@ distributed.leave()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Uneven shares with padding, convolution and batch normalisation on, checkpointing on: losses, weights after two steps, statistics."""
     valid = torch.arange(24) < torch.tensor([24, 10, 17])[:, None]

@@ -317,10 +317,10 @@ def test_a_window_limits_what_symmetric_attention_sees():
     assert changed.tolist() == [False, False, True, True, True, False]
 
 
-@pytest.mark.parametrize("axis", ["flat", "time", "2d"])
-def test_streams_are_the_whole(axis):
+@pytest.mark.parametrize("axis, window", [("flat", 3), ("time", 1), ("2d", 3)])
+def test_streams_are_the_whole(axis, window):
     """Pieces of one and several columns; keys and values stop growing at the window."""
-    encoder, decoder = pair(**CAUSAL | {"conv_axis": axis, "attention_window": 3, "ls_init_value": 0.5})
+    encoder, decoder = pair(**CAUSAL | {"conv_axis": axis, "attention_window": window, "ls_init_value": 0.5})
     x = torch.randn(2, 96, 8, dtype=torch.float64)
     tokens = encoder(x)
     whole = decoder(tokens)
@@ -329,7 +329,7 @@ def test_streams_are_the_whole(axis):
         found.append(encoder(x[:, at:at + 4 * columns], state=states[0]))
         drawn.append(decoder(found[-1], state=states[1]))
         at += 4 * columns
-        assert states[0].layers[0].keys.shape[2] == min(2 * 2, at // 4 * 2)
+        assert states[0].layers[0].keys.shape[2] == min(2 * (window - 1), at // 4 * 2)
     assert at == 96 and (torch.cat(found, 1) - tokens).abs().max() < 1e-11 and (torch.cat(drawn, 1) - whole).abs().max() < 1e-11
     assert states[0].column == 24
 
