@@ -8,8 +8,8 @@ def quantizer(name: str, bits: int, **options):
     """A quantizer by name, so that a model can swap them.
 
     All of them take tokens (B, N, `.dim`) and a mask (B, N), return `lib.quantize.bsq.Quantized`, and have `.bits`, `.dim` (the width of
-    tokens and codes), `.unit_input` (whether the model has to bring tokens to unit length first), `indices_to_codes` and
-    `group_indices_to_codes`.
+    tokens and codes), `.unit_input` (whether the model has to bring tokens to unit length first), and the ways back from numbers:
+    `bits_to_codes`, `indices_to_codes` and `group_indices_to_codes`.
 
     Args:
         name: "bsq", binary spherical quantization; "vq", learned codebooks; "lfq", lookup-free quantization.

@@ -33,7 +33,7 @@ class _Codebooks(nn.Module):
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Tensor (B, N) of integers -> (B, N, dim), the codes that `forward` gave, bit for bit. Raises ValueError as `unpack`."""
-        return self.group_indices_to_codes(pack(unpack(indices, self.bits).unflatten(-1, (self.groups, self.group_size))))
+        return self.bits_to_codes(unpack(indices, self.bits))
 
     def group_indices_to_codes(self, group_indices: Tensor) -> Tensor:
         """Tensor (B, N, groups) of integers -> (B, N, dim). Raises ValueError for another shape or indices that are out of range."""
@@ -41,6 +41,10 @@ class _Codebooks(nn.Module):
             raise ValueError(f"group indices must be (clips, tokens, {self.groups}), got {tuple(group_indices.shape)}")
         unpack(group_indices, self.group_size)      # raises for what is out of range
         return self._lookup(group_indices)
+
+    def bits_to_codes(self, bits: Tensor) -> Tensor:
+        """Tensor (B, N, bits) bool -> (B, N, dim)."""
+        return self.group_indices_to_codes(pack(bits.unflatten(-1, (self.groups, self.group_size))))
 
     def _used(self, group_indices: Tensor) -> Tensor:
         """How often each code occurs: (tokens, groups) -> (groups, 2^size) float64."""

@@ -38,7 +38,9 @@ def test_one_interface(name, bits, groups):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         again = made(z, valid)
         assert torch.equal(again.codes, found.codes), "float32 in autocast too"
-        assert torch.equal(made.indices_to_codes(again.indices), found.codes) and torch.equal(made.group_indices_to_codes(found.group_indices), found.codes)
+        assert torch.equal(made.indices_to_codes(again.indices), found.codes)
+        assert torch.equal(made.group_indices_to_codes(found.group_indices), found.codes)
+        assert torch.equal(made.bits_to_codes(ones), found.codes)
 
 
 @pytest.mark.parametrize("bits", [4, 6])
@@ -107,8 +109,8 @@ def test_codebooks_are_repeatable_and_leave_the_random_stream_alone():
 def test_lookup_free_is_the_library(bits):
     ours = LookupFreeQuantizer(bits, inverse_temperature=10.0, gamma=0.5).train()
     z, valid = tokens(bits).requires_grad_(), torch.rand(2, 100) < 0.7
-    library = LFQ(dim=bits, codebook_size=2**9, num_codebooks=bits // 9, keep_num_codebooks_dim=True, entropy_loss_weight=0.1, diversity_gamma=0.5,
-                  commitment_loss_weight=0.25).train()
+    library = LFQ(dim=bits, codebook_size=2**9, num_codebooks=bits // 9, keep_num_codebooks_dim=True, entropy_loss_weight=0.1,
+                  diversity_gamma=0.5, commitment_loss_weight=0.25).train()
     found, ((codes, indices, loss), parts) = ours(z, valid), library(z, inv_temperature=10.0, mask=valid, return_loss_breakdown=True)
     assert torch.equal(found.group_indices, indices.long()) and torch.equal(found.loss, loss)
     assert torch.equal(found.codes, torch.where(z > 0, 1.0, -1.0)) and (found.codes - codes).abs().max() < 1e-6
@@ -139,9 +141,11 @@ def test_per_sample_entropy_of_the_library_at_matched_scale_and_temperature(temp
 
 @pytest.mark.parametrize("act, words", [
     (lambda: VectorQuantizer(0), "bits must be 1 to 63"), (lambda: LookupFreeQuantizer(72), "bits must be 1 to 63, got 72"),
-    (lambda: VectorQuantizer(20), "codebook_bits must be 1 to 16 and divide bits = 20"), (lambda: VectorQuantizer(34, codebook_bits=17), "got 17"),
+    (lambda: VectorQuantizer(20), "codebook_bits must be 1 to 16 and divide bits = 20"),
+    (lambda: VectorQuantizer(34, codebook_bits=17), "got 17"),
     (lambda: VectorQuantizer(9, code_dim=0), "code_dim must be"), (lambda: VectorQuantizer(9, decay=1.0), r"decay must be in \[0, 1\)"),
-    (lambda: VectorQuantizer(9, commitment_weight=-1), "commitment_weight and dead_below"), (lambda: VectorQuantizer(9, dead_below=-1), "dead_below"),
+    (lambda: VectorQuantizer(9, commitment_weight=-1), "commitment_weight and dead_below"),
+    (lambda: VectorQuantizer(9, dead_below=-1), "commitment_weight and dead_below must be at least 0, got 0.25 and -1"),
     (lambda: LookupFreeQuantizer(9, inverse_temperature=0), "inverse_temperature must be above 0"),
     (lambda: LookupFreeQuantizer(9, gamma=-1), "entropy_weight, gamma and commitment_weight must be at least 0"),
     (lambda: LookupFreeQuantizer(9)(torch.zeros(1, 2, 8)), r"tokens must be \(clips, tokens, 9\)"),

@@ -40,11 +40,13 @@ def naive(z, bits, size, temperature, way, scale, beta, gamma0, gamma, zeta):
         average = average + torch.stack(probabilities) / len(z)
     codebook = sum(entropy(p) for p in average)
     loss = beta * commitment + zeta * (gamma0 * persample - gamma * codebook) / temperature
-    return {"loss": loss, "persample_entropy": persample, "codebook_entropy": codebook, "commitment": commitment, "average_probability": average}
+    return {"loss": loss, "persample_entropy": persample, "codebook_entropy": codebook, "commitment": commitment,
+            "average_probability": average}
 
 
-@pytest.mark.parametrize("bits, size, way", [(1, 1, "group"), (6, 1, "group"), (6, 2, "group"), (6, 3, "group"), (6, 6, "group"), (9, 9, "group"),
-                                             (10, 5, "group"), (6, 1, "analytical"), (6, 3, "analytical"), (18, 9, "analytical")])
+@pytest.mark.parametrize("bits, size, way", [(1, 1, "group"), (6, 1, "group"), (6, 2, "group"), (6, 3, "group"), (6, 6, "group"),
+                                             (9, 9, "group"), (10, 5, "group"), (6, 1, "analytical"), (6, 3, "analytical"),
+                                             (18, 9, "analytical")])
 @pytest.mark.parametrize("temperature, post, weights", [(1.0, True, (0.0, 1.0, 1.0, 1.0)), (10.0, True, (0.5, 0.3, 2.0, 0.7)),
                                                         (2.0, False, (0.25, 1.5, 0.6, 1.3)), (100.0, True, (0.0, 1.0, 1.0, 1.0))])
 def test_definitions(bits, size, way, temperature, post, weights):
@@ -120,8 +122,8 @@ def test_group_size_changes_nothing_of_the_analytical_loss():
     assert len(losses) == 1
 
 
-@pytest.mark.parametrize("temperature, random, vertex", [(1.0, 12.367, 12.366), (2.0, 12.059, 12.043), (10.0, 7.737, 5.763), (50.0, 2.005, 0.003),
-                                                         (100.0, 1.011, 0.0)])
+@pytest.mark.parametrize("temperature, random, vertex", [(1.0, 12.367, 12.366), (2.0, 12.059, 12.043), (10.0, 7.737, 5.763),
+                                                         (50.0, 2.005, 0.003), (100.0, 1.011, 0.0)])
 def test_published_table_of_temperatures(temperature, random, vertex):
     """Section 3 of the notes: mean per-sample entropy of random unit vectors, and at the vertices, at 18 bits."""
     ours = BinarySphericalQuantizer(18, inverse_temperature=temperature)
@@ -132,14 +134,14 @@ def test_published_table_of_temperatures(temperature, random, vertex):
 
 @pytest.mark.parametrize("bits, distance, squared", [(9, 0.590, 0.359), (18, 0.613, 0.382), (36, 0.625, 0.393)])
 def test_distance_of_codes(bits, distance, squared):
-    """Mean distances of random unit vectors as measured in the notes; the worst case is a vector along an axis."""
+    """Mean distances of random unit vectors as the notes have them; the worst case is a vector along an axis."""
     z, ours = tokens(bits, 20000), BinarySphericalQuantizer(bits)
     found = ours(z)
     lengths = (found.codes - z).norm(dim=-1)
     worst = (2 - 2 / bits**0.5) ** 0.5
     assert abs(float(lengths.mean()) - distance) <= 2e-3 and abs(float(found.commitment) - squared) <= 2e-3 and lengths.max() <= worst
     axis = torch.eye(bits, dtype=torch.float64)[None]
-    torch.testing.assert_close((ours(axis).codes - axis).norm(dim=-1), torch.full((1, bits), worst, dtype=torch.float64), rtol=0, atol=1e-12)
+    assert ((ours(axis).codes - axis).norm(dim=-1) - worst).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("bits", [1, 9, 18, 31, 36, 60, 63])
@@ -235,10 +237,12 @@ def test_memory_does_not_grow_with_tokens_times_codes():
 
 
 @pytest.mark.parametrize("options, words", [
-    ({"bits": 0}, "bits must be at least 1"), ({"group_size": 4}, "group_size must divide bits = 18, got 4"), ({"group_size": 0}, "must divide"),
-    ({"entropy": "nce"}, "entropy must be 'analytical' or 'group', got 'nce'"), ({"codebook_entropy": "nce"}, "codebook_entropy must be 'group'"),
+    ({"bits": 0}, "bits must be at least 1"), ({"group_size": 4}, "group_size must divide bits = 18, got 4"),
+    ({"group_size": 0}, "must divide"), ({"entropy": "nce"}, "entropy must be 'analytical' or 'group', got 'nce'"),
+    ({"codebook_entropy": "nce"}, "codebook_entropy must be 'group'"),
     ({"bits": 42, "group_size": 21, "entropy": "group"}, "at most 20 with entropy='group', got 21"),
-    ({"bits": 64, "group_size": 64}, "at most 63 with entropy='analytical'"), ({"inverse_temperature": 0}, "inverse_temperature must be a number above 0"),
+    ({"bits": 64, "group_size": 64}, "at most 63 with entropy='analytical'"),
+    ({"inverse_temperature": 0}, "inverse_temperature must be a number above 0"),
     ({"inverse_temperature": float("nan")}, "got nan"), ({"beta": -1.0}, "beta must be"), ({"gamma0": -1.0}, "gamma0 must be"),
     ({"gamma": float("inf")}, "gamma must be"), ({"zeta": float("nan")}, "zeta must be")])
 def test_refused_settings(options, words):
@@ -247,8 +251,9 @@ def test_refused_settings(options, words):
 
 
 @pytest.mark.parametrize("z, valid, words", [
-    (torch.zeros(2, 18), None, r"\(clips, tokens, 18\) of floating-point numbers, got \(2, 18\)"), (torch.zeros(2, 3, 9), None, r"got \(2, 3, 9\)"),
-    (torch.zeros(2, 3, 18, dtype=torch.int64), None, "torch.int64"), (torch.zeros(2, 3, 18), torch.ones(2, 2, dtype=torch.bool), r"valid must be \(2, 3\)"),
+    (torch.zeros(2, 18), None, r"\(clips, tokens, 18\) of floating-point numbers, got \(2, 18\)"),
+    (torch.zeros(2, 3, 9), None, r"got \(2, 3, 9\)"), (torch.zeros(2, 3, 18, dtype=torch.int64), None, "torch.int64"),
+    (torch.zeros(2, 3, 18), torch.ones(2, 2, dtype=torch.bool), r"valid must be \(2, 3\)"),
     (torch.zeros(2, 3, 18), torch.ones(2, 3), "of dtype bool, got")])
 def test_refused_tokens(z, valid, words):
     with pytest.raises(ValueError, match=words):
@@ -318,7 +323,7 @@ try:
     refused = ""
 except ValueError as error:
     refused = str(error)
-same = all(torch.equal(*distributed.gather(result[name].reshape(1, -1))) for result in results for name in result if name.startswith("state."))
+same = all(torch.equal(*distributed.gather(result[name].reshape(1, -1))) for result in results for name in result if "state." in name)
 if rank == 0:
     torch.save({"results": results, "same": same, "refused": refused}, sys.argv[2])
 distributed.leave()
@@ -329,12 +334,13 @@ def test_two_processes_equal_one(tmp_path):
     """Uneven shares, padding, a process without rows or without a real token; codes above and below the statistics' table."""
     def case(name, bits, width, rows, split, dtype, **options):
         generator = torch.Generator().manual_seed(rows + bits)
-        v, layer = (torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype) for size in ((rows, 16, width), (width, width)))
+        v, layer = (torch.randn(size, generator=generator, dtype=torch.float64).to(dtype) for size in ((rows, 16, width), (width, width)))
         valid = torch.rand(rows, 16, generator=generator) < 0.7
         valid[0] = False
         return {"name": name, "bits": bits, "v": v, "layer": layer, "valid": valid, "split": split, "options": options}
     bsq = {"inverse_temperature": 8.0, "beta": 0.3}
-    cases = [case("bsq", 18, 18, 5, 3, torch.float64, **bsq), case("bsq", 18, 18, 4, 1, torch.float64, group_size=9, entropy="group", **bsq),
+    cases = [case("bsq", 18, 18, 5, 3, torch.float64, **bsq),
+             case("bsq", 18, 18, 4, 1, torch.float64, group_size=9, entropy="group", **bsq),
              case("bsq", 36, 36, 3, 0, torch.float32, group_size=6, entropy="group", **bsq), case("bsq", 9, 9, 6, 4, torch.float32, **bsq),
              case("vq", 6, 12, 4, 3, torch.float32, codebook_bits=3, code_dim=6), case("vq", 4, 4, 4, 1, torch.float32, code_dim=4)]
     torch.save(cases, tmp_path / "cases.pt")

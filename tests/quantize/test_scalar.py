@@ -23,7 +23,8 @@ def test_cells_by_hand(split):
     for time, frequency in itertools.product(range(0, 16, 8), range(0, 24, 8)):       # time-major, frequency fastest
         height, width = 8 // split.rows, 8 // split.columns
         for number, (row, column) in enumerate(itertools.product(range(split.rows), range(split.columns))):
-            place = (slice(None), slice(time + row * height, time + (row + 1) * height), slice(frequency + column * width, frequency + (column + 1) * width))
+            top, left = time + row * height, frequency + column * width
+            place = (slice(None), slice(top, top + height), slice(left, left + width))
             for clip in range(2):
                 mean = levels[place][clip].mean()
                 step = min(int((mean + 80) / 80 * split.steps), split.steps - 1)
@@ -81,7 +82,8 @@ def test_smooth_interpolates_between_centres():
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"levels": torch.zeros(16, 16)}, r"levels must be \(clips, frames, mels\)"), ({"levels": torch.zeros(1, 20, 16)}, r"16 x 16 divide, got \(1, 20, 16\)"),
+    ({"levels": torch.zeros(16, 16)}, r"levels must be \(clips, frames, mels\)"),
+    ({"levels": torch.zeros(1, 20, 16)}, r"16 x 16 divide, got \(1, 20, 16\)"),
     ({"levels": torch.zeros(0, 16, 16)}, r"got \(0, 16, 16\)"), ({"bits_per_token": 0}, "bits_per_token must be 1 to 60, got 0"),
     ({"bits_per_token": 61}, "got 61"), ({"clamp_range": (0.0, -80.0)}, "clamp_range must rise"),
     ({"valid": torch.zeros(1, 16, dtype=torch.bool)}, "at least one frame that counts"), ({"valid": torch.ones(1, 16)}, "of dtype bool"),

@@ -50,7 +50,8 @@ def test_counts_by_hand(bits, size):
     if bits <= 18:
         assert found["usage"] == len(set(rows)) / 2**bits
         assert found["code_entropy"] == pytest.approx(entropy(Counter(rows).values()), abs=1e-10)
-        assert found["code_perplexity"] == pytest.approx(2 ** found["code_entropy"]) and found["code_entropy"] <= found["group_entropy"] + 1e-9
+        assert found["code_perplexity"] == pytest.approx(2 ** found["code_entropy"])
+        assert found["code_entropy"] <= found["group_entropy"] + 1e-9
     else:
         assert found["usage"] is found["code_entropy"] is found["code_perplexity"] is None
     assert json.loads(json.dumps(found)) == found
@@ -93,7 +94,8 @@ def test_all_codes_and_one_code():
     single = CodebookStatistics(9)
     single.update(torch.ones(5, 9))
     found = single.results()
-    assert (found["used_codes"], found["code_entropy"], found["code_perplexity"], found["group_entropy"], found["bit_entropy"]) == (1, 0, 1, 0, 0)
+    assert found["used_codes"] == found["code_perplexity"] == 1
+    assert found["code_entropy"] == found["group_entropy"] == found["bit_entropy"] == 0
 
 
 @pytest.mark.parametrize("bits, different", [(36, 5000), (36, 40000), (63, 20000), (100, 20000)])
@@ -129,10 +131,10 @@ def test_hashes_are_one_to_one_and_depend_on_all_bits():
     (lambda: CodebookStatistics(0), "bits must be at least 1"), (lambda: CodebookStatistics(9, 19), "group_size must be 1 to 18, got 19"),
     (lambda: CodebookStatistics(9, 0), "group_size must be 1 to 18"),
     (lambda: CodebookStatistics(9).update(torch.zeros(2, 8)), r"codes must be \(..., 9\), got \(2, 8\)"),
-    (lambda: CodebookStatistics(9).update(torch.zeros(2, 9, dtype=torch.int64)), "must be bool or of a floating-point dtype, got torch.int64"),
+    (lambda: CodebookStatistics(9).update(torch.zeros(2, 9, dtype=torch.int64)), "bool or of a floating-point dtype, got torch.int64"),
     (lambda: CodebookStatistics(9).update(torch.zeros(2, 9), torch.ones(3, dtype=torch.bool)), r"valid must be \(2,\)"),
     (lambda: CodebookStatistics(9).update(torch.zeros(2, 9), torch.ones(2)), "of dtype bool, got"),
-    (lambda: CodebookStatistics(9).merge(CodebookStatistics(9, 3)), "statistics of 9 bits in groups of 3 cannot be added to those of 9 bits in groups of 9"),
+    (lambda: CodebookStatistics(9).merge(CodebookStatistics(9, 3)), "in groups of 3 cannot be added to those of 9 bits in groups of 9"),
     (lambda: CodebookStatistics(9).results(), "no token was counted")])
 def test_refusals(act, words):
     with pytest.raises(ValueError, match=words):

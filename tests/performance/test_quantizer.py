@@ -1,0 +1,97 @@
+"""Binary spherical quantizer against vector-quantize-pytorch's spherical LFQ: forward and backward of 32 x 512 tokens of 18 bits.
+
+LFQ in training mode with two codebooks of 2^9 codes and its per-sample entropy on all tokens, as it comes. Ours is given what LFQ does
+inside: each half of a token at unit length. One codebook of all 2^18 codes is tried at the largest batch whose memory stays below 4 GB.
+"""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+from vector_quantize_pytorch import LFQ
+
+from lib.quantize.bsq import BinarySphericalQuantizer
+from tests.performance.stock import compare, threads
+
+BITS, CLIPS, TOKENS, TEMPERATURE = 18, 32, 512, 100.0       # LFQ's default temperature
+FASTER = {("analytical", 1): 15.0, ("group", 9): 1.3}
+LIMIT = 4 * 2**30
+
+# one forward and backward in a process of its own, whose largest resident memory it prints
+WHOLE = """
+import sys, time, torch
+from torch.nn.functional import normalize
+way, count = sys.argv[1], int(sys.argv[2])
+if way == "stock":
+    from vector_quantize_pytorch import LFQ
+    made = LFQ(codebook_size=2**18, dim=18, spherical=True).train()
+    loss = lambda z: made(z, inv_temperature=100.0)[2]
+else:
+    from lib.quantize.bsq import BinarySphericalQuantizer
+    made = BinarySphericalQuantizer(18, 18, 100.0, "group")
+    loss = lambda z: made(normalize(z, dim=-1)).loss
+z = torch.randn(1, count, 18, generator=torch.Generator().manual_seed(0), requires_grad=True)
+begin = time.perf_counter()
+loss(z).backward()
+seconds = time.perf_counter() - begin
+# not getrusage: a process starts with the largest memory of the one that started it
+print(seconds, next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def halves():
+    random = torch.randn(CLIPS, TOKENS, 2, BITS // 2, generator=torch.Generator().manual_seed(0))
+    return normalize(random, dim=-1).flatten(-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way, size", FASTER)
+def test_faster_with_the_same_entropy(way, size):
+    # log-odds 4 T s z: the scale is 1 / sqrt(18) here and 1 / 3 there
+    ours = BinarySphericalQuantizer(BITS, size, TEMPERATURE * 2**0.5, way).train()
+    library = LFQ(codebook_size=2**9, num_codebooks=2, dim=BITS, spherical=True).train()
+    z, weight = halves(), torch.randn(BITS, generator=torch.Generator().manual_seed(1))
+
+    def run(quantize):
+        tokens = z.clone().requires_grad_()
+        codes, loss, entropy = quantize(tokens)
+        ((codes * weight).mean() + loss).backward()
+        return float(entropy.detach())
+
+    def ours_of(tokens):
+        found = ours(tokens)
+        return found.codes, found.loss, found.persample_entropy / 2
+
+    def library_of(tokens):
+        (codes, _, loss), parts = library(tokens, inv_temperature=TEMPERATURE, return_loss_breakdown=True)
+        return codes, loss, parts.per_sample_entropy
+
+    with threads(2):
+        difference = abs(run(ours_of) - run(library_of))
+        found = compare(f"BSQ {way}, groups of {size}", lambda: run(ours_of), lambda: run(library_of))
+    print(f"\n{found}\n  per-sample entropies differ by {difference:.1e} nats")
+    assert difference <= 1e-4
+    found.require(FASTER[way, size])
+
+
+def whole(way, count):
+    """Seconds and largest resident bytes of one forward and backward of `count` tokens."""
+    done = subprocess.run([sys.executable, "-c", WHOLE, way, str(count)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return tuple(map(float, done.stdout.split()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's largest memory from /proc")
+def test_one_codebook_of_all_codes():
+    """What LFQ with one codebook of 2^18 needs grows with tokens times codes; ours in one group of 18 bits does not."""
+    few, more = whole("stock", 64)[1], whole("stock", 128)[1]
+    each = (more - few) / 64
+    count = int((LIMIT - more) / each * 0.95) + 128             # a margin: an allocator is not linear
+    (seconds, memory), (ours_seconds, ours_memory) = whole("stock", count), whole("ours", count)
+    print(f"\none codebook of 2^18: {count} tokens fit 4 GiB. LFQ {memory / 2**30:.2f} GiB ({each / 2**20:.1f} MiB a token) and "
+          f"{seconds:.2f} s; BSQ in one group of 18 bits {ours_memory / 2**30:.2f} GiB and {ours_seconds:.2f} s")
+    assert 0.8 * LIMIT <= memory <= LIMIT and memory > 4 * ours_memory
+    assert whole("ours", 4 * count)[1] < 1.2 * ours_memory
