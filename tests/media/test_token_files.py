@@ -15,7 +15,7 @@ from lib.media.token_files import (BLOCK_BITS, TokenFileError, TokenHeader, Toke
 
 HEADER = TokenHeader("0123456789abcdef", 18, ((64, 8),), 1024, 16000, 160)
 SMALL = replace(HEADER, bits=5, grids=((3, 2),), frames=48)
-GIVEN = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+GIVEN = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def tokens(header, chunks, share=0.3, seed=0):
