@@ -209,19 +209,18 @@ def pair_retrieval(audio: Tensor, video: Tensor, labels: Sequence | np.ndarray, 
         groups: (N,) which clips belong together, for the interval; None: each alone.
         seed: of the control's permutation and of the interval.
     Returns:
-        "sound to picture R@k" and "picture to sound R@k" -> {"value", "interval" (bootstrap over groups), "chance", "baseline"
+        "sound to picture R@k", "picture to sound R@k" and "both ways R@k", the mean of the two -> {"value", "interval" (bootstrap over groups), "chance", "baseline"
         (a ranker that knows the classes and nothing more), "control" (clips with another clip's picture), "ceiling": 1.0}.
     """
     known, own = class_oracle(labels, ks), torch.arange(len(labels))
-    mixed, rows = video[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))], {}
-    for way, similarity, other in (("sound to picture", audio @ video.T, audio @ mixed.T),
-                                   ("picture to sound", video @ audio.T, mixed @ audio.T)):
-        found, control = (retrieval.query_metrics(one, own, ks) for one in (similarity, other))
-        rows |= {f"{way} R@{k}": {
-            "value": float(found[f"R@{k}"].mean()), "interval": bootstrap_interval(found[f"R@{k}"], groups, seed=seed),
-            "chance": known["chance"][f"R@{k}"], "baseline": known["oracle"][f"R@{k}"], "control": float(control[f"R@{k}"].mean()),
-            "ceiling": 1.0} for k in ks}
-    return rows
+    mixed = video[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))]
+    ways = {"sound to picture": (audio @ video.T, audio @ mixed.T), "picture to sound": (video @ audio.T, mixed @ audio.T)}
+    found = {way: [retrieval.query_metrics(similarity, own, ks) for similarity in pair] for way, pair in ways.items()}
+    found["both ways"] = [{f"R@{k}": np.mean([found[way][place][f"R@{k}"] for way in ways], axis=0) for k in ks} for place in (0, 1)]
+    return {f"{way} {name}": {
+        "value": float(hits[name].mean()), "interval": bootstrap_interval(hits[name], groups, seed=seed), "chance": known["chance"][name],
+        "baseline": known["oracle"][name], "control": float(control[name].mean()), "ceiling": 1.0}
+        for way, (hits, control) in found.items() for name in (f"R@{k}" for k in ks)}
 
 
 def weighted_class_accuracy(scores: Tensor | np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:

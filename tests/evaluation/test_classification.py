@@ -199,7 +199,7 @@ def test_pair_retrieval_against_retrieval_metrics_and_closed_forms():
     labels, generator = ["dog"] * 4 + ["cat"] * 4, torch.Generator().manual_seed(0)
     same = torch.eye(8)
     rows = pair_retrieval(same, same, labels, ks=(1, 4), seed=3)
-    assert [*rows] == [f"{way} R@{k}" for way in ("sound to picture", "picture to sound") for k in (1, 4)]
+    assert [*rows] == [f"{way} R@{k}" for way in ("sound to picture", "picture to sound", "both ways") for k in (1, 4)]
     moved = torch.randperm(8, generator=torch.Generator().manual_seed(3)) != torch.arange(8)
     first = rows["sound to picture R@1"]
     assert first["value"] == first["ceiling"] == 1.0 and first["interval"] == (1.0, 1.0)
@@ -210,7 +210,8 @@ def test_pair_retrieval_against_retrieval_metrics_and_closed_forms():
     for way, similarity in (("sound to picture", audio @ video.T), ("picture to sound", video @ audio.T)):
         expected = retrieval_metrics(similarity, own, ks=(1, 4))
         for k in (1, 4):
-            row = rows[f"{way} R@{k}"]
+            row, mean = rows[f"{way} R@{k}"], (rows[f"sound to picture R@{k}"]["value"] + rows[f"picture to sound R@{k}"]["value"]) / 2
+            assert rows[f"both ways R@{k}"]["value"] == pytest.approx(mean)
             assert row["value"] == pytest.approx(expected[f"R@{k}"]) and row["interval"][0] <= row["value"] <= row["interval"][1]
 
 
