@@ -3,6 +3,11 @@ import os
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Test processes share the cores. Threads of several of them, each waiting for its own, take many times as long as one each;
+    # read when torch is loaded, here and in what tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 LONGEST = ("tests/notebooks", "tests/workbook/test_kill.py", "tests/workbook/test_report.py")      # files that take minutes
 
