@@ -19,6 +19,14 @@ def weights(run) -> dict[str, torch.Tensor]:
     return load_file(run.checkpoint / "model.safetensors")
 
 
+def torchrun(*arguments, processes=2, environment=None) -> str:
+    """Run a program in several processes (gloo), with one thread each; what it printed."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *map(str, arguments)],
+                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 def stop_and_resume(family, config, manifest, folder, stop: int):
     """Train a run to its end, and another one that is stopped after `stop` batches and started again; both must end with the same bits.
 

@@ -1,13 +1,10 @@
 """Batch normalisation over processes: nn.BatchNorm1d in one, and two gloo processes with uneven shares compute what one computes."""
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
 from lib.encoders.batch_norm import SynchronizedBatchNorm
+from tests.runs import torchrun
 
 # `steps` trains and is the same in every process: a shared layer, the norm, and a loss that compares all rows
 STEPS = """
@@ -78,10 +75,7 @@ def test_two_processes_equal_one(tmp_path):
              case((6, 3, 50), 4, torch.float32), case((6, 3, 50), 0, torch.float32), case((6, 3, 50), 2, torch.float32, offset=-60.0)]
     torch.save(cases, tmp_path / "cases.pt")
     (tmp_path / "two.py").write_text(TWO)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "two.py"),
-                           str(tmp_path / "cases.pt"), str(tmp_path / "out.pt")], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(tmp_path / "two.py", tmp_path / "cases.pt", tmp_path / "out.pt")
     two = torch.load(tmp_path / "out.pt", weights_only=True)
     scope = {}
     exec(STEPS, scope)

@@ -1,8 +1,4 @@
 """Binary spherical quantization: the definitions written out, gradients, indices at any width, refusals, two processes as one."""
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +8,7 @@ from torch.nn.functional import normalize
 import lib.quantize.entropy
 from lib.quantize import quantizer
 from lib.quantize.bsq import BinarySphericalQuantizer, pack, unpack
+from tests.runs import torchrun
 
 
 def tokens(bits, count=40, dtype=torch.float64, seed=0):
@@ -345,10 +342,7 @@ def test_two_processes_equal_one(tmp_path):
              case("vq", 6, 12, 4, 3, torch.float32, codebook_bits=3, code_dim=6), case("vq", 4, 4, 4, 1, torch.float32, code_dim=4)]
     torch.save(cases, tmp_path / "cases.pt")
     (tmp_path / "two.py").write_text(TWO)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "two.py"),
-                           str(tmp_path / "cases.pt"), str(tmp_path / "out.pt")], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    torchrun(tmp_path / "two.py", tmp_path / "cases.pt", tmp_path / "out.pt")
     two = torch.load(tmp_path / "out.pt", weights_only=True)
     scope = {}
     exec(STEP, scope)

@@ -2,8 +2,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,6 +9,7 @@ from safetensors.torch import load_file
 
 from lib import distributed, training
 from lib.families.retrieval import RetrievalConfig
+from tests.runs import torchrun
 
 PIECES = """
 import json, sys, torch, torch.distributed as dist
@@ -40,13 +39,6 @@ if rank == 0:
 dist.barrier()
 dist.destroy_process_group()
 """
-
-
-def torchrun(*arguments, processes=2, environment=None):
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *map(str, arguments)],
-                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_gathered_loss_has_the_gradients_of_one_process(tmp_path):
