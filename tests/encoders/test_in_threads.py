@@ -29,15 +29,13 @@ def test_whole_inputs_run_on_one_thread_each_and_at_the_same_time(two_threads):
     meeting, seen = threading.Barrier(2, timeout=30), []
 
     def look(part):
-        if len(seen) < 2:
-            seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        if part < 2:
             meeting.wait()          # both must be here, otherwise it breaks
-        else:
-            seen.append((torch.get_num_threads(), torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
         return part
 
     with torch.inference_mode():
-        share(look, list(torch.zeros(3, 1)))
+        share(look, list(torch.arange(3)))
     assert seen == [(1, True, False), (1, True, False), (2, True, False)]
 
 
