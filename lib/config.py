@@ -42,6 +42,8 @@ class RunConfig:
     decay_epochs: float | None = 15.0
     weight_decay: float = 0.0
     gradient_clip: float | None = None
+    betas: tuple[float, ...] = (0.9, 0.999)
+    ema_decay: float | None = None
     checkpoint_steps: int | None = None
     fit_splits: tuple[str, ...] = ("train",)
     selection: str = "best"
@@ -56,6 +58,8 @@ class RunConfig:
         glossary.check({f.name: getattr(self, f.name) for f in fields(self)}, type(self).__name__)
         for field in fields(self):                               # one spelling of a path, whoever wrote it and from where
             object.__setattr__(self, field.name, glossary.PARAMETERS[field.name].resolve(getattr(self, field.name)))
+        if len(self.betas) != 2:
+            raise glossary.ParameterError(f"{type(self).__name__}: betas are two numbers, such as (0.9, 0.999), got {self.betas}")
         if self.selection == "best" and "val" in self.fit_splits:
             raise glossary.ParameterError(f"{type(self).__name__}: selection 'best' needs a validation split that is not trained on; "
                                           "with 'val' in fit_splits use selection 'last'")

@@ -74,6 +74,23 @@ def average(value: Tensor) -> Tensor:
     return total / world()
 
 
+def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean of numbers over all processes, for losses that compare no rows.
+
+    Args:
+        values: Tensor of any shape.  weights: of its shape, bool or numbers, what counts how much; None: all alike.
+    Returns:
+        scalar: the mean over all processes, with the gradient of this process's part times their number, as data-parallel training takes
+        the mean of gradients. 0 where nothing counts.
+    """
+    if weights is None:
+        total, count = values.sum(), torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device)
+    else:
+        total, count = (values * weights).sum(), weights.sum(dtype=torch.float64)
+    own = total / average(count).clamp(min=1e-12).to(values.dtype)         # protects a batch in which nothing counts
+    return own + (average(own.detach()) - own.detach()) if world() > 1 else own
+
+
 def leave() -> None:
     """Leave the group together at the end of a process: one that just exits can abort in a thread of the group's."""
     if world() > 1:

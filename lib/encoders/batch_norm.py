@@ -77,16 +77,15 @@ def _need_two_values(count: int) -> None:
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes; the gradient is summed over them too, because every process's rows depend on it."""
+    """Sum over processes; the gradient is summed over them too, because every process's rows depend on it. So it is its own derivative,
+    also of the second order, which a gradient penalty needs."""
 
     @staticmethod
     def forward(ctx, values: Tensor) -> Tensor:
-        values = values.clone()
+        values = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values)
         return values
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(gradient)
-        return gradient
+        return _Sum.apply(gradient)

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from lib.data.manifest import Manifest
 
 FINISHED = "finished.json"
-FAMILIES = {"retrieval": "Retrieval", "hyperbolic": "Hyperbolic", "spatial": "Spatial", "audiovisual": "Audiovisual"}
+FAMILIES = {"retrieval": "Retrieval", "hyperbolic": "Hyperbolic", "spatial": "Spatial", "audiovisual": "Audiovisual",
+            "tokenizer": "Tokenizer"}
 # sources that decide what a run computes; their digest is part of the run's name
-SOURCES = ("randomness.py", "distributed.py", "config.py", "files.py", "data", "media", "audio", "encoders", "geometry", "losses", "evaluation",
-           "training")
+SOURCES = ("randomness.py", "distributed.py", "config.py", "files.py", "data", "media", "audio", "encoders", "geometry", "quantize", "losses",
+           "evaluation", "training")
 
 
 def family_class(name: str):

@@ -10,6 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,8 @@ from lib import distributed, randomness
 from lib.config import RunConfig
 from lib.files import write_json
 from lib.training import checkpoint, devices
+from lib.training.adversary import Adversary
+from lib.training.average import Average
 from lib.training.logs import Log
 from lib.progress import track
 from lib.training.schedule import learning_rate
@@ -59,6 +62,11 @@ class Family(Protocol):
 
     def save(self, folder: Path):
         """Write the model in its published layout into an empty folder."""
+
+    # What a family may have besides:
+    # adversary: nn.Module | None       a second network with an optimiser of its own, see lib.training.adversary, and with it
+    # adversary_losses() -> dict        its named scalars for the batch that `losses` saw last, "loss" being minimised; {}: none yet
+    # check_checkpoint(folder)          raises ValueError where a checkpoint does not belong to its configuration
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -129,10 +137,12 @@ class _Session:
         self.family, self.folder, self.fabric, config = family, folder, fabric, family.config
         randomness.seed_all(config.seed, "fit")
         optimizer = torch.optim.AdamW([p for p in family.model.parameters() if p.requires_grad], lr=config.learning_rate,
-                                      betas=(0.9, 0.999), eps=1e-8, weight_decay=config.weight_decay)
+                                      betas=config.betas, eps=1e-8, weight_decay=config.weight_decay)
         if devices.compiles(config.compile, fabric.device):
             family.compile()
         self.model, self.optimizer = fabric.setup(family.model, optimizer)
+        self.adversary = Adversary(family.adversary, config, fabric.device) if getattr(family, "adversary", None) is not None else None
+        self.average = Average(family.model, config.ema_decay) if config.ema_decay is not None else None
         self.state = {"step": 0, "epoch": 0, "batch": 0, "sums": {}, "history": [], "best": None, "skipped": {}, "cpu": 0.0, "wall": 0.0,
                       "threads": config.threads, "devices": fabric.world_size}
         found = fabric.broadcast(checkpoint.newest(folder / "checkpoints") if fabric.is_global_zero else None)
@@ -161,13 +171,19 @@ class _Session:
                 group["lr"] = rate
             if first:
                 self.optimizer.zero_grad()
+                if self.adversary is not None:
+                    self.adversary.zero_grad()
             with self.fabric.no_backward_sync(self.model, enabled=not last):
                 parts = self._backward(batch)
             if last:
                 if config.gradient_clip:
                     self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.gradient_clip, error_if_nonfinite=False)
                 self.optimizer.step()
+                if self.adversary is not None:
+                    self.adversary.step(rate)
                 state["step"] += 1
+                if self.average is not None:
+                    self.average.update(family.model, state["step"])
                 self.log.step(state, parts, rate)
             for name, value in parts.items():
                 state["sums"][name] = state["sums"].get(name, 0.0) + value / per_epoch
@@ -176,7 +192,8 @@ class _Session:
                 self._save()
         self.model.eval()
         state["epoch"], state["batch"] = number + 1, 0
-        metrics = family.validate() if config.selection == "best" or number + 1 == config.epochs else {}
+        with self._averaged():
+            metrics = family.validate() if config.selection == "best" or number + 1 == config.epochs else {}
         metrics = self.fabric.broadcast(metrics)         # one process's rounding decides for all of them
         self.log.epoch(state, {f"train/{name}": value for name, value in state["sums"].items()} | metrics)
         state["sums"] = {}
@@ -193,6 +210,13 @@ class _Session:
             parts = {name: float(value.detach()) for name, value in losses.items()}
             self._refuse(batch, parts)
             self.fabric.backward(losses["loss"] / config.accumulation)
+            if self.adversary is not None:
+                losses = self.family.adversary_losses()
+                theirs = {f"adversary {name}": float(value.detach()) for name, value in losses.items()}
+                self._refuse(batch, theirs)
+                if losses:
+                    self.adversary.backward(losses["loss"] / config.accumulation)
+                parts |= theirs
             return parts
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryError(f"CUDA out of memory with batch_size={config.batch_size}: {self.family.memory_levers}") from error
@@ -229,19 +253,33 @@ class _Session:
                            f"{budget:g} allows:\n{shown}\nThe whole list is {self.folder / 'skipped.json'}. Mend or remove the files (python "
                            "-m lib.data check finds every bad one), or raise bad_media_budget: the run then goes on from its last checkpoint")
 
+    def _averaged(self):
+        """A context in which the family's model has the averaged weights, where there are any."""
+        return self.average.inside(self.family.model) if self.average is not None else nullcontext()
+
     def _save(self) -> None:
         state = self.state
         state["cpu"], state["wall"] = time.process_time() - self.clock[0], time.monotonic() - self.clock[1]
         if self.fabric.is_global_zero:
             tensors = {"optimizer": self.optimizer.state_dict(), "precision": self.fabric.strategy.precision.state_dict()}
-            checkpoint.save(self.folder / "checkpoints", state["step"], self.family.save, state | tensors,
-                            protect=(state["best"]["checkpoint"],) if state["best"] else ())
+            if self.adversary is not None:
+                tensors["adversary"] = self.adversary.state_dict()
+            if self.average is not None:        # model.safetensors then holds the averages
+                tensors["weights"] = {name: value.detach().cpu().clone() for name, value in self.family.model.state_dict().items()}
+            with self._averaged():
+                checkpoint.save(self.folder / "checkpoints", state["step"], self.family.save, state | tensors,
+                                protect=(state["best"]["checkpoint"],) if state["best"] else ())
         self.fabric.barrier()
 
     def _resume(self, found: Path) -> None:
         """Bring model, optimiser, precision plug-in and state to where the checkpoint `found` was written."""
-        loaded = checkpoint.load_state(found)
-        self.family.model.load_state_dict(load_file(found / "model.safetensors"))
+        getattr(self.family, "check_checkpoint", lambda folder: None)(found)
+        loaded, saved = checkpoint.load_state(found), load_file(found / "model.safetensors")
+        self.family.model.load_state_dict(loaded.pop("weights", saved))
+        if self.average is not None:
+            self.average.load_state_dict(saved)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(loaded.pop("adversary"))
         self.optimizer.load_state_dict(loaded.pop("optimizer"))
         self.fabric.strategy.precision.load_state_dict(loaded.pop("precision"))
         for name in ("threads", "devices"):
