@@ -30,6 +30,8 @@ def load(folder: str | Path):
         return SpatialDual.from_pretrained(folder)
     if config.get("model_type") == "workbook-audiovisual":
         raise ValueError(f"{folder} is an audio-visual model, which has no text tower; open it with lib.families.audiovisual.load")
+    if config.get("model_type") == "audio-bsq-vit":
+        raise ValueError(f"{folder} is a tokenizer, which has no text tower; open it with lib.families.tokenizer.load")
     if config.get("model_type") == "clap":
         from lib.encoders.clap import load_clap
         return load_clap(folder)

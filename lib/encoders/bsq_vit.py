@@ -242,8 +242,9 @@ class AudioBSQModel(nn.Module):
 
     @classmethod
     def from_dict(cls, values: Mapping) -> AudioBSQModel:
-        """A model with random weights from `to_dict`'s form. ValueError: another kind of model."""
-        values = dict(values)
+        """A model with random weights from `to_dict`'s form (beside which a checkpoint's front end may stand). ValueError: another kind of
+        model."""
+        values = {name: value for name, value in values.items() if name != "front_end"}
         kind = values.pop("model_type", None)
         if kind != MODEL_TYPE:
             raise ValueError(f"model_type is {kind!r}, expected {MODEL_TYPE!r}: a tokenizer of the workbook")
