@@ -13,12 +13,12 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-import jsonschema
 import numpy as np
 
 from lib.evaluation.statistics import paired_bootstrap
 from lib.evaluation.tagging import KS, best_classes, seed_metrics
 from lib.files import user_path, write_json
+from lib.schemas import jsonschema
 
 ORIGINAL, HYPERBOLIC = "results_original.json", "results_hyperbolic.json"    # the guide's names for cosine and hyperbolic runs
 _TEXTS = {"type": "array", "items": {"type": "string"}}

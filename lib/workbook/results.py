@@ -197,9 +197,9 @@ def upstream(notebook: str) -> dict:
 
 @cache
 def _validator():
-    from jsonschema import Draft202012Validator
+    from lib.schemas import jsonschema
 
-    return Draft202012Validator(SCHEMA)
+    return jsonschema.Draft202012Validator(SCHEMA)
 
 
 def _plain(value: object, where: str) -> object:

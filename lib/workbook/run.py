@@ -155,6 +155,7 @@ def _scratch(execution: str) -> Path:
 
 def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: dict, environment: dict) -> str | None:
     """Run papermill; what it says went wrong, or None."""
+    import lib.schemas  # noqa: F401  before papermill, which imports jsonschema: see there
     import papermill
 
     temporary = _scratch(environment["WORKBOOK_EXECUTION"])
