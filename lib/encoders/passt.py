@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hear21passt.models import passt as hear21
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -20,7 +19,11 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from lib.audio.logmel import CLIPS_TOGETHER, LogMel, LogMelConfig
 from lib.data.download import fetch
 from lib.encoders.in_threads import may_share, share
+from lib.imports import without
 from lib.settings import data_dir
+
+with without("wandb"):                      # most of a second, for what hear21passt never uses of timm
+    from hear21passt.models import passt as hear21
 
 HIDDEN_TOGETHER = 8 << 20                    # bytes: of published segments (6 MB) one at a time is 5 % faster than four
 hear21.first_RUN = False                     # otherwise the first forward prints every tensor's shape
