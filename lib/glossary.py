@@ -359,6 +359,8 @@ PARAMETERS: dict[str, Parameter] = {
     "disc_num_layers": Parameter(int, "its layers that halve time and frequency", 1, 10),
     "augment": Parameter(bool, "SpecAugment: mask frames and bands of the input in training"),
     "augment_target": Parameter(bool, "the masked input is also the target (the original's way: the model learns to draw holes)"),
+    "tokenizer_checkpoint": Parameter(Path, "a trained model of notebook 50; None: all in this report", optional=True),
+    "vocoder_checkpoint": Parameter(Path, "a vocoder for the same mel levels; None: notebook 50's", optional=True),
     # hyperbolic CLAP
     "parquet_dir": Parameter(Path, "AudioSet: a folder of parquet shards, instead of dataset and data_root", optional=True),
     "train_ratio": Parameter(float, "AudioSet: share of the training shards' clips that is trained on; the rest is validation", 0.01, 0.99),

@@ -22,7 +22,7 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
 
     Args:
         table: rows of `lib.evaluation.coding.summary`: "arm", "bits/s", "entropy bits/s", "MAE" and its interval "low", "high" (NaN: none).
-            The dotted mark left of a point is the same model after entropy coding.
+            The dotted mark left of a point is the same model after entropy coding. Arms stand a little apart from one another.
         scalar: bits/s -> MAE of uniform scalar quantization.  lines: label -> MAE, horizontal.
     Raises: ValueError: an empty table.
     """
@@ -30,16 +30,18 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
         raise ValueError("table is empty, expected a row for each model")
     picture = Picture(height=4.2)
     axes = picture.subplots()
-    for number, (arm, rows) in enumerate(table.groupby("arm", sort=False)):
+    arms = list(table.groupby("arm", sort=False))
+    for number, (arm, rows) in enumerate(arms):
         rows = rows.sort_values("bits/s")
-        x, y = rows["bits/s"].to_numpy(float), rows["MAE"].to_numpy(float)
+        apart = 1.03 ** (number - (len(arms) - 1) / 2)
+        x, y = apart * rows["bits/s"].to_numpy(float), rows["MAE"].to_numpy(float)
         error = np.nan_to_num(np.stack([y - rows["low"].to_numpy(float), rows["high"].to_numpy(float) - y]))
         colour = style.PALETTE[number % len(style.PALETTE)]
         axes.errorbar(x, y, yerr=error, marker=MARKS[number % len(MARKS)], color=colour, capsize=3, linewidth=1.8, markersize=6,
                       label=shortened(arm), zorder=3)
-        axes.plot(rows["entropy bits/s"].to_numpy(float), y, marker="|", linestyle=":", color=colour, linewidth=1, markersize=9, zorder=2)
+        axes.plot(apart * rows["entropy bits/s"].to_numpy(float), y, marker="|", linestyle=":", color=colour, linewidth=1, markersize=9, zorder=2)
     if scalar:
-        axes.plot(list(scalar), list(scalar.values()), color=style.CONTROL, linestyle="--", marker="s", markersize=4, label="scalar quantization")
+        axes.plot(list(scalar), list(scalar.values()), color="black", linestyle=":", marker="x", markersize=5, label="scalar quantization")
     for (label, value), dash, colour in zip((lines or {}).items(), ("--", "-.", ":"), (style.CHANCE, style.CEILING, style.BASELINE)):
         axes.axhline(value, color=colour, linestyle=dash, linewidth=1.4, label=shortened(label))
     ticks = sorted(set(table["bits/s"].astype(float)) | set(scalar or ()))
@@ -48,7 +50,7 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.4)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * max(table["MAE"].max(), *(scalar or {0: 0}).values(), *(lines or {0: 0}).values()))   # intervals may be vast
     axes.set(xlabel="Bits a second of sound (dotted: after entropy coding)", ylabel="Mean absolute error (dB)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     picture.set_title(title)
@@ -102,7 +104,7 @@ def drawings(levels, drawn, valid, *, hop_seconds: float, fmax: float, limits: t
     levels, drawn, valid = to_array(levels, "levels", 3), to_array(drawn, "drawn", 3), to_array(valid, "valid", 2)
     if levels.shape != drawn.shape or valid.shape != levels.shape[:2]:
         raise ValueError(f"levels {levels.shape}, drawn {drawn.shape} and valid {valid.shape} must be (n, T, F), (n, T, F) and (n, T)")
-    picture = Picture(height=0.7 + 1.9 * len(levels))
+    picture = Picture(height=1.3 + 1.9 * len(levels))
     grid = picture.subplots(len(levels), 3, squeeze=False)
     for row, (one, other, known) in enumerate(zip(levels, drawn, valid.astype(bool))):
         end = int(np.flatnonzero(known)[-1]) + 1 if known.any() else 1
@@ -115,7 +117,7 @@ def drawings(levels, drawn, valid, *, hop_seconds: float, fmax: float, limits: t
             axes.set_title(shortened(name, 34), fontsize=9)
             axes.set_xlabel("Time (s)" if row == len(levels) - 1 else "")
             axes.set_ylabel("Frequency (Hz)" if not column else "")
-    picture.colorbar(shown, ax=grid[:, :2], label="dB below the peak", fraction=0.03, pad=0.01)
-    picture.colorbar(away, ax=grid[:, 2], label="dB", fraction=0.05, pad=0.01)
+    for image, columns, label in ((shown, grid[:, :2], "Level (dB)"), (away, grid[:, 2:], "Drawn minus original (dB)")):
+        picture.colorbar(image, ax=columns, label=label, location="bottom", fraction=0.1 / len(levels), pad=0.01, aspect=30)
     picture.set_title(title)
     return picture

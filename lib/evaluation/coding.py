@@ -24,7 +24,7 @@ from lib.encoders.tokenizer_files import SUFFIX, Codec, bits_of
 from lib.evaluation import tagging
 from lib.evaluation.statistics import mean_interval, paired_seeds
 from lib.media import audio
-from lib.media.token_files import places
+from lib.media.token_files import TokenWriter, places
 from lib.quantize.scalar import ScalarSplit, choose_split, scalar_quantize
 
 Scored = Mapping[str, Sequence[tuple[dict, dict[str, np.ndarray]]]]
@@ -156,7 +156,8 @@ def round_trip(codec: Codec, sound: Tensor, folder: Path) -> dict:
 
     Args: codec: of a checkpoint.  sound: Tensor (samples,) at its sample rate.  folder: for the files.
     Returns: "seconds", "PCM" (bytes at 16 bits a sample), "packed" and "arithmetic" (bytes; None where the checkpoint was trained without
-        validation), "header" (bytes of the packed file that are no tokens), "levels" (n, T, F) dB: what the files decode to.
+        validation); "packed tokens" and "arithmetic tokens": bytes without the head, which a file has once; "levels" (n, T, F) dB: what
+        the files decode to.
     Raises: AssertionError: another drawing came back.
     """
     rate, size = codec.mel.sample_rate, codec.mel.samples
@@ -169,14 +170,16 @@ def round_trip(codec: Codec, sound: Tensor, folder: Path) -> dict:
         mels = front_end(window[None].to(codec.device))
         codes, _, _ = codec.model.encode(mels.levels, valid=mels.valid)
         own.append(codec.model.decode(codes)[0])
-    found = {"seconds": len(sound) / rate, "PCM": 2 * len(sound), "arithmetic": None, "levels": torch.stack(own).cpu()}
+    found = {"seconds": len(sound) / rate, "PCM": 2 * len(sound), "levels": torch.stack(own).cpu()}
+    empty = source.with_name("empty" + SUFFIX)
     for coding in ("packed", "arithmetic") if codec.probabilities is not None else ("packed",):
         reader = codec.encode(source, source.with_suffix(SUFFIX), coding)
         for window, (levels, _) in zip(own, codec.levels(reader), strict=True):
             assert torch.equal(levels, window), f"{coding} token file: what it decodes to is not what the model draws"
-        found[coding] = reader.size
-    found["header"] = found["packed"] - -(-len(windows) * codec.model.config.tokens * codec.model.embed_dim // 8)
-    return found
+        with TokenWriter(empty, codec.header(coding)) as writer:
+            writer.samples = 0
+        found |= {coding: reader.size, f"{coding} tokens": reader.size - empty.stat().st_size}
+    return {"arithmetic": None, "arithmetic tokens": None} | found
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from lib.evaluation import speech
 
 CEILING, MODEL, CONTROL = "original levels", "tokens", "tokens of another clip"
 LONG_ENOUGH = 2.0       # seconds that STOI needs to say something
-MEASURES = ("STOI", "ESTOI", "SI-SNR", "mel distance", "PESQ")
 
 
 def renderings(levels: Tensor, drawn: Tensor, peak: Tensor, mel: MelConfig, vocoder: Vocoder | None = None) -> dict[str, Tensor]:
@@ -66,6 +66,8 @@ def quality(original: Tensor, made: Mapping[str, Tensor], lengths: Sequence[int]
     Args: original: Tensor (n, samples).  made: of `renderings`.  lengths: samples of each clip that hold sound; clips of 0 are left out.
     Returns: {rendering: {measure: (groups,), NaN where a clip cannot be judged}}; PESQ only where installed and at 16 kHz.
     """
+    shortest = min(some.shape[1] for some in made.values())     # whole frames: up to a hop less than the original
+    lengths = [min(length, shortest) for length in lengths]
     rate, together = mel.sample_rate, groups_of(lengths, mel.sample_rate)
     target, sizes = joined(original, lengths, together)
     found = {}
@@ -76,3 +78,9 @@ def quality(original: Tensor, made: Mapping[str, Tensor], lengths: Sequence[int]
                   "PESQ": speech.pesq_wb(estimate, target, rate, sizes) if rate == speech.PESQ_RATE else None}
         found[name] = {measure: one.double().numpy() for measure, one in values.items() if one is not None}
     return found
+
+
+def means(measured: Mapping[str, Mapping[str, np.ndarray]]) -> pd.DataFrame:
+    """The mean of each measure over the clips that could be judged, NaN where none could: a row a rendering of `quality`."""
+    return pd.DataFrame({name: {measure: pd.Series(values[np.isfinite(values)], dtype=float).mean() for measure, values in some.items()}
+                         for name, some in measured.items()}).T

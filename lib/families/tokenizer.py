@@ -38,7 +38,7 @@ from lib.losses.spectrogram import multi_resolution_loss, reconstruction_loss
 from lib.progress import track
 from lib.quantize.statistics import CodebookStatistics
 
-__all__ = ["Tokenizer", "TokenizerConfig", "from_yaml", "load", "predict_mean", "reconstruct", "tokens"]
+__all__ = ["Tokenizer", "TokenizerConfig", "analysed", "from_yaml", "load", "predict_mean", "reconstruct", "tokens"]
 
 CACHE_BYTES = 1 << 30       # of decoded waveforms, a process
 MEL_NAMES = {"sample_rate": "sample_rate", "n_mels": "mels", "n_fft": "n_fft", "hop": "hop", "frames": "frames",
@@ -412,8 +412,14 @@ def frozen(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _analysed(config: TokenizerConfig, part: Manifest, device: torch.device) -> Iterator[tuple[dict, Mels]]:
-    """Batches of a split and their levels, without augmentation; frames of clips that could not be read are not valid."""
+def analysed(config: TokenizerConfig, part: Manifest | list, device: torch.device | str = "cpu") -> Iterator[tuple[dict, Mels]]:
+    """Batches of a split and their levels, without augmentation; frames of clips that could not be read are not valid.
+
+    Args: part: the clips, or a list of what this gave for them, which is used again: several models are scored on one analysis.
+    """
+    if isinstance(part, list):
+        yield from ((batch, Mels(*(x.to(device) for x in mels))) for batch, mels in part)
+        return
     front_end = MelFrontEnd(config.mel).to(device)
     for batch in batches(dataset(config, part), config.batch_size, workers=config.workers):
         batch["waveform"] = batch["waveform"].to(device)
@@ -448,12 +454,12 @@ class _Errors:
 
 
 @torch.inference_mode()
-def reconstruct(model: AudioBSQModel, config: TokenizerConfig, part: Manifest, keep: int = 0, skip_quantize: bool = False
+def reconstruct(model: AudioBSQModel, config: TokenizerConfig, part: Manifest | list, keep: int = 0, skip_quantize: bool = False
                 ) -> tuple[dict, dict[str, np.ndarray]]:
     """How well a model draws the clips of a split again.
 
     Args:
-        part: the clips.  keep: so many of the first ones are returned to be seen and heard.
+        part: the clips, or what `analysed` gave for them.  keep: so many of the first ones are returned to be seen and heard.
         skip_quantize: the decoder sees the vectors before quantization: what the bits cost. There are no codebook statistics then.
     Returns:
         metrics: "MAE" (dB) and "MSE" (dB^2) over all values of valid frames of all processes, "loss" the same as the reconstruction
@@ -464,7 +470,7 @@ def reconstruct(model: AudioBSQModel, config: TokenizerConfig, part: Manifest, k
     model.eval()
     errors, usage = _Errors(), CodebookStatistics(model.embed_dim, min(9, model.embed_dim))
     counts, kept = tokenizer_files.BitCounts(model), []
-    for batch, mels in _analysed(config, part, next(model.parameters()).device):
+    for batch, mels in analysed(config, part, next(model.parameters()).device):
         drawn, _, info = model(mels.levels, valid=mels.valid, skip_quantize=skip_quantize)
         errors.add(batch, mels, drawn)
         if not skip_quantize:
@@ -484,18 +490,19 @@ def reconstruct(model: AudioBSQModel, config: TokenizerConfig, part: Manifest, k
 
 
 @torch.inference_mode()
-def predict_mean(config: TokenizerConfig, train: Manifest, part: Manifest) -> tuple[dict, dict[str, np.ndarray]]:
+def predict_mean(config: TokenizerConfig, train: Manifest | list, part: Manifest | list) -> tuple[dict, dict[str, np.ndarray]]:
     """What a model is compared with that knows only the mean level of each band over the training clips: metrics and arrays as
     `reconstruct` without those of the codebook, and "mean" (F,) in dB."""
     total, count = 0.0, 0
-    for _, mels in track(_analysed(config, train, torch.device("cpu")), -(-len(train) // config.batch_size), "mean levels"):
+    steps = len(train) if isinstance(train, list) else -(-len(train) // config.batch_size)
+    for _, mels in track(analysed(config, train), steps, "mean levels"):
         total = total + mels.levels[mels.valid].double().sum(0)
         count += int(mels.valid.sum())
     if not count:
         raise ValueError("no training clip could be read; check the data set with python -m lib.data check")
     whole = distributed.average(torch.cat([total, torch.tensor([count], dtype=torch.float64)]))
     mean, errors = (whole[:-1] / whole[-1]).float(), _Errors()
-    for batch, mels in _analysed(config, part, torch.device("cpu")):
+    for batch, mels in analysed(config, part):
         errors.add(batch, mels, mean.expand_as(mels.levels))
     metrics, arrays = errors.results(config)
     return metrics, arrays | {"mean": mean.numpy()}
@@ -506,7 +513,7 @@ def tokens(model: AudioBSQModel, config: TokenizerConfig, part: Manifest) -> dic
     """Tokens of the clips of a split that can be read: "bits" (n, N, L) bool, "valid" (n, N) bool, "peak" (n,) dB, "row" (n,)."""
     model.eval()
     found = {"bits": [], "valid": [], "peak": [], "row": []}
-    for batch, mels in _analysed(config, part, next(model.parameters()).device):
+    for batch, mels in analysed(config, part, next(model.parameters()).device):
         _, _, info = model.encode(mels.levels, valid=mels.valid)
         good = mels.valid.any(1)
         for name, values in (("bits", tokenizer_files.bits_of(model, info)), ("peak", mels.peak),
