@@ -359,6 +359,14 @@ PARAMETERS: dict[str, Parameter] = {
     "disc_num_layers": Parameter(int, "its layers that halve time and frequency", 1, 10),
     "augment": Parameter(bool, "SpecAugment: mask frames and bands of the input in training"),
     "augment_target": Parameter(bool, "the masked input is also the target (the original's way: the model learns to draw holes)"),
+    "bits": Parameter(list, "bits of a token: a model of the first of tokenizer_arms is trained for each", 1, 4096, item=int),
+    "compared_bits": Parameter(list, "bits of a token of the other tokenizer_arms", 1, 4096, item=int),
+    "tokenizer_arms": Parameter(list, "models: binary spherical quantization as the parameters say, learned codebooks, lookup-free quantization, or "
+                                "the first with one thing changed", choices=(
+                                    "bsq", "vq", "lfq", "temperature_1", "temperature_10", "temperature_100", "no_conv", "conv_time", "conv_2d",
+                                    "no_l2")),
+    "vocoder_size": Parameter(str, "size of the vocoder of notebook 50", choices=("tiny", "quick", "published")),
+    "vocoder_steps": Parameter(int, "steps that it is trained for; 0: no vocoder", 0, 10_000_000),
     "tokenizer_checkpoint": Parameter(Path, "a trained model of notebook 50; None: all in this report", optional=True),
     "vocoder_checkpoint": Parameter(Path, "a vocoder for the same mel levels; None: notebook 50's", optional=True),
     # hyperbolic CLAP

@@ -39,7 +39,7 @@ class Variant(NamedTuple):
 
 VARIANTS = {
     "tiny": Variant(9, 32, 1, 2, 64),           # for tests
-    "quick": Variant(18, 128, 2, 4, 512),       # from scratch on a laptop's CPU, in minutes
+    "quick": Variant(18, 64, 1, 2, 512),        # from scratch on a laptop's CPU, in minutes
     "small": Variant(9, 512, 6, 8),
     "standard": Variant(18, 768, 12, 12),
     "large": Variant(36, 1024, 24, 16),

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ from lib.losses.spectrogram import multi_resolution_loss, reconstruction_loss
 from lib.progress import track
 from lib.quantize.statistics import CodebookStatistics
 
-__all__ = ["Tokenizer", "TokenizerConfig", "analysed", "from_yaml", "load", "predict_mean", "reconstruct", "tokens"]
+__all__ = ["ARMS", "Tokenizer", "TokenizerConfig", "analysed", "arm", "from_yaml", "load", "predict_mean", "reconstruct", "tokens"]
 
 CACHE_BYTES = 1 << 30       # of decoded waveforms, a process
 MEL_NAMES = {"sample_rate": "sample_rate", "n_mels": "mels", "n_fft": "n_fft", "hop": "hop", "frames": "frames",
@@ -52,6 +52,10 @@ MODEL_NAMES = ("l2_norm", "post_q_l2_norm", "embed_group_size", "persample_entro
 # what may differ from a checkpoint whose weights are used: it changes how a model learns, not what its weights mean
 FREE = ("drop_rate", "attn_drop_rate", "drop_path_rate", "gradient_checkpointing", "masked_pretraining", "beta", "gamma0", "gamma", "zeta",
         "inv_temperature", "embed_group_size", "persample_entropy_compute", "cb_entropy_compute", "quantizer_options")
+# what is compared on the same data, epochs and batches: other quantizers of as many bits, and one thing changed at a time
+ARMS = {"bsq": {}, "vq": {"quantizer": "vq"}, "lfq": {"quantizer": "lfq"}, "temperature_1": {"inv_temperature": 1.0},
+        "temperature_10": {"inv_temperature": 10.0}, "temperature_100": {"inv_temperature": 100.0}, "no_conv": {"use_conv_module": False},
+        "conv_time": {"conv_axis": "time"}, "conv_2d": {"conv_axis": "2d"}, "no_l2": {"l2_norm": False}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +193,11 @@ class TokenizerConfig(RunConfig):
     def inputs(self) -> tuple[str, ...]:
         """Digest of the checkpoint that training starts from."""
         return (f"start {model_digest(user_path(self.initial_checkpoint))}",) if self.initial_checkpoint else ()
+
+
+def arm(config: TokenizerConfig, name: str, bits: int) -> TokenizerConfig:
+    """The configuration of one of the models that are compared.  Args: name: one of ARMS.  bits: of a token."""
+    return replace(config, embed_dim=bits, **ARMS[name])
 
 
 def build(config: TokenizerConfig) -> AudioBSQModel:
