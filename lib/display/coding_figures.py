@@ -41,7 +41,8 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
                       label=shortened(arm), zorder=3)
         axes.plot(apart * rows["entropy bits/s"].to_numpy(float), y, marker="|", linestyle=":", color=colour, linewidth=1, markersize=9, zorder=2)
     if scalar:
-        axes.plot(list(scalar), list(scalar.values()), color="black", linestyle=":", marker="x", markersize=5, label="scalar quantization")
+        axes.plot(list(scalar), list(scalar.values()), color="black", linestyle=":", marker="x", markersize=5,
+                  label="scalar quantization")
     for (label, value), dash, colour in zip((lines or {}).items(), ("--", "-.", ":"), (style.CHANCE, style.CEILING, style.BASELINE)):
         axes.axhline(value, color=colour, linestyle=dash, linewidth=1.4, label=shortened(label))
     ticks = sorted(set(table["bits/s"].astype(float)) | set(scalar or ()))
@@ -50,7 +51,8 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.4)
-    axes.set_ylim(0, 1.25 * max(table["MAE"].max(), *(scalar or {0: 0}).values(), *(lines or {0: 0}).values()))   # intervals may be vast
+    highest = max(table["MAE"].max(), *(scalar or {0: 0}).values(), *(lines or {0: 0}).values())
+    axes.set_ylim(0, 1.25 * highest)                                                        # intervals may be vast
     axes.set(xlabel="Bits a second of sound (dotted: after entropy coding)", ylabel="Mean absolute error (dB)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     picture.set_title(title)
@@ -58,7 +60,8 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
 
 
 @themed
-def bit_balance(balance: Mapping[str, Sequence[Sequence[float]]], *, tolerance: float = 0.1, title: str = "Share of ones of each bit") -> Picture:
+def bit_balance(balance: Mapping[str, Sequence[Sequence[float]]], *, tolerance: float = 0.1,
+                title: str = "Share of ones of each bit") -> Picture:
     """How often each bit is 1, a panel for each model; 0.5 carries most.
 
     Args: balance: name -> shares (seeds, L), one mark a seed.  tolerance: half the height of the grey band around 0.5.

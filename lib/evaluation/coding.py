@@ -84,7 +84,8 @@ def summary(scored: Scored, tokens_per_second: float) -> pd.DataFrame:
         mean, low, high = mean_interval([metrics["MAE"] for metrics, _ in models])
         entropy = np.mean([one["bit_entropy"] for one in usage])
         rows[name] = {
-            "arm": arm, "bits": bits, "seeds": len(models), "bits/s": bits * tokens_per_second, "entropy bits/s": entropy * tokens_per_second,
+            "arm": arm, "bits": bits, "seeds": len(models), "bits/s": bits * tokens_per_second,
+            "entropy bits/s": entropy * tokens_per_second,
             "MAE": mean, "low": low if len(models) > 1 else np.nan, "high": high if len(models) > 1 else np.nan,
             "MSE": np.mean([metrics["MSE"] for metrics, _ in models]), "used codes": np.mean([one["used_codes"] for one in usage]),
             "used / tokens": np.mean([one["used_codes"] / one["tokens"] for one in usage]),
@@ -202,7 +203,8 @@ def describe(model: AudioBSQModel, batches: Iterable[tuple[dict, Mels]]) -> dict
         weight = within * real[..., None]                                       # (B, N, rows)
         signs = bits_of(model, info).float() * 2 - 1
         means = torch.einsum("bnr,bnl->brl", weight, signs) / weight.sum(1)[..., None].clamp(min=1)    # a silent clip has none
-        for name, values in (("tokens", means.flatten(1)), ("drawn", _bands(model.decode(codes, valid), valid)), ("mel", _bands(levels, valid))):
+        drawn = model.decode(codes, valid)
+        for name, values in (("tokens", means.flatten(1)), ("drawn", _bands(drawn, valid)), ("mel", _bands(levels, valid))):
             found[name].append(values[heard].cpu().numpy())
         found["row"].append(np.array(batch["row"])[heard.cpu().numpy()])
     return {name: np.concatenate(values) for name, values in found.items()}
