@@ -5,6 +5,8 @@ What a batch holds is a function of (seed, epoch, position) alone: the same what
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lib import distributed, randomness
 from lib.data.manifest import Manifest
+from lib.files import stamp
 from lib.media import audio
 
 REPLACEMENTS = 20       # rows tried in the place of one that cannot be read
@@ -29,7 +32,8 @@ class ClipDataset(Dataset):
         train: random windows of long clips, and the augmentation below; otherwise the window at the clip's start.
         gain_db: random gain, uniform in +- this many dB.  shift: random circular shift in time (only for data without order).
         seed: of windows and augmentation.
-        cache_bytes: keep decoded waveforms of clips that are used whole, up to this many bytes a process.
+        cache_bytes: keep decoded waveforms of clips that are used whole, up to this many bytes; further data sets of this process in the
+            same folder share them.
         shares: of a mixture, how much of an epoch each data set gets (column `source` -> a positive number, in any unit); None: every
             row comes once. An epoch keeps its length: rows of a set come several times, or some of them wait for a later epoch.
 
@@ -51,8 +55,8 @@ class ClipDataset(Dataset):
                       for k in (range(len(captions)) if every_caption else [None])]
         self.shares = shares and _check_shares(shares, manifest)
         self.skipped: frozenset[str] = frozenset()
-        self._cache: dict[int, Tensor] = {}
-        self._cache_free = cache_bytes
+        self._decoded = _decoded(manifest.root, sample_rate, self.samples) if cache_bytes else _Decoded()
+        self._cache_bytes = cache_bytes
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -112,19 +116,35 @@ class ClipDataset(Dataset):
     def _read(self, row: int, clip: dict, rng: np.random.Generator) -> Tensor:
         spare = clip["duration"] - self.seconds
         offset = rng.uniform(0, spare) if self.train and spare > 0 else 0.0
-        if row in self._cache:
-            return self._cache[row]
         file = self.manifest.file(row)
+        place = (file, clip["start"], clip["duration"])
+        if place in self._decoded:
+            then, wave = self._decoded[place]
+            if then == stamp(file):
+                return wave
+            self._decoded.size -= self._decoded.pop(place)[1].nbytes
         wave = audio.read(file, sample_rate=self.sample_rate, start=clip["start"] + offset,
                           duration=min(self.seconds, clip["duration"]))[0][:self.samples]
         if not len(wave) or not torch.isfinite(wave).all():
             raise audio.AudioError(f"{file}: from {clip['start'] + offset:.3f} s on it holds " + (
                 "values that are no finite numbers" if len(wave) else "no sound") + "; check the data set again with python -m lib.data check")
-        size = wave.numel() * wave.element_size()
-        if spare <= 0 and size <= self._cache_free:
-            self._cache[row] = wave
-            self._cache_free -= size
+        if spare <= 0 and self._decoded.size + wave.nbytes <= self._cache_bytes:
+            self._decoded.size += wave.nbytes
+            self._decoded[place] = stamp(file), wave
         return wave
+
+
+class _Decoded(dict[tuple[Path, float, float], tuple[list[int] | None, Tensor]]):
+    """Waveforms that were decoded, by file, start and duration, with the file's stamp.  size: their bytes."""
+
+    size = 0
+
+
+@lru_cache(maxsize=2)
+def _decoded(root: Path, sample_rate: int, samples: int) -> _Decoded:
+    """One for all data sets of this process in a folder: validation after every epoch, and trainings one after another, decode nothing
+    again. The two folders used last are kept."""
+    return _Decoded()
 
 
 def _check_shares(shares: dict[str, float], manifest: Manifest) -> dict[str, float]:

@@ -6,6 +6,7 @@ import soundfile
 import torch
 
 from lib import randomness
+from lib.data import loading
 from lib.data.loading import ClipDataset, batches, collate, count_batches
 from lib.data.manifest import Manifest
 
@@ -67,7 +68,21 @@ def test_cache_changes_nothing_and_respects_its_budget(manifest):
     plain, cached = dataset(manifest), dataset(manifest, cache_bytes=3 * RATE * 4)
     for _ in range(2):
         assert equal(flat(batches(cached, 5, epoch=1, seed=1)), flat(batches(plain, 5, epoch=1, seed=1)))
-    assert sum(w.numel() * 4 for w in cached._cache.values()) <= 3 * RATE * 4 and cached._cache
+    held = sum(wave.nbytes for _, wave in cached._decoded.values())
+    assert held == cached._decoded.size and 0 < held <= 3 * RATE * 4
+
+
+def test_cache_is_shared_and_sees_that_a_file_has_changed(manifest, monkeypatch):
+    settings = dict(cache_bytes=1 << 20, gain_db=0.0)
+    first, reads = dataset(manifest, **settings)[0, 3]["waveform"], []
+    read = loading.audio.read
+    monkeypatch.setattr(loading.audio, "read", lambda file, **window: reads.append(file) or read(file, **window))
+    assert torch.equal(dataset(manifest, **settings)[1, 3]["waveform"], first) and not reads
+    file = manifest.file(dataset(manifest)[0, 3]["row"])
+    sound, rate = soundfile.read(file)
+    soundfile.write(file, -sound, rate, subtype="FLOAT")
+    torch.testing.assert_close(dataset(manifest, **settings)[1, 3]["waveform"], -first)
+    assert reads == [file]
 
 
 def test_shift_is_circular_and_gain_is_bounded(manifest):
