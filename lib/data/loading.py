@@ -4,7 +4,7 @@ What a batch holds is a function of (seed, epoch, position) alone: the same what
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -55,8 +55,7 @@ class ClipDataset(Dataset):
                       for k in (range(len(captions)) if every_caption else [None])]
         self.shares = shares and _check_shares(shares, manifest)
         self.skipped: frozenset[str] = frozenset()
-        self._decoded = _decoded(manifest.root, sample_rate, self.samples) if cache_bytes else _Decoded()
-        self._cache_bytes = cache_bytes
+        self._decoded = shared_cache((sample_rate, self.samples), manifest.root, cache_bytes)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -117,34 +116,44 @@ class ClipDataset(Dataset):
         spare = clip["duration"] - self.seconds
         offset = rng.uniform(0, spare) if self.train and spare > 0 else 0.0
         file = self.manifest.file(row)
-        place = (file, clip["start"], clip["duration"])
+        place = self.place(row)
         if place in self._decoded:
-            then, wave = self._decoded[place]
-            if then == stamp(file):
-                return wave
-            self._decoded.size -= self._decoded.pop(place)[1].nbytes
+            return self._decoded[place]
         wave = audio.read(file, sample_rate=self.sample_rate, start=clip["start"] + offset,
                           duration=min(self.seconds, clip["duration"]))[0][:self.samples]
         if not len(wave) or not torch.isfinite(wave).all():
             raise audio.AudioError(f"{file}: from {clip['start'] + offset:.3f} s on it holds " + (
                 "values that are no finite numbers" if len(wave) else "no sound") + "; check the data set again with python -m lib.data check")
-        if spare <= 0 and self._decoded.size + wave.nbytes <= self._cache_bytes:
-            self._decoded.size += wave.nbytes
-            self._decoded[place] = stamp(file), wave
+        self._decoded.keep(place, wave, wave.nbytes)
         return wave
 
+    def place(self, row: int) -> tuple | None:
+        """Key of a clip of the manifest that is used whole: file with size and time of change, start and duration. None of one that windows
+        are drawn from."""
+        start, duration = (self.manifest.table[name].iat[row] for name in ("start", "duration"))
+        file = self.manifest.file(row)
+        return (file, *(stamp(file) or ()), start, duration) if duration <= self.seconds else None
 
-class _Decoded(dict[tuple[Path, float, float], tuple[list[int] | None, Tensor]]):
-    """Waveforms that were decoded, by file, start and duration, with the file's stamp.  size: their bytes."""
 
-    size = 0
+class Cache(dict):
+    """What was made of whole clips, by `ClipDataset.place`, up to a number of bytes.  free: those that are left."""
+
+    def __init__(self, free: int):
+        super().__init__()
+        self.free = free
+
+    def keep(self, place: tuple | None, value: object, size: int) -> None:
+        """Keep `value` of `size` bytes if there is room for it, and a place."""
+        if place is not None and size <= self.free:
+            self[place] = value
+            self.free -= size
 
 
 @lru_cache(maxsize=2)
-def _decoded(root: Path, sample_rate: int, samples: int) -> _Decoded:
-    """One for all data sets of this process in a folder: validation after every epoch, and trainings one after another, decode nothing
-    again. The two folders used last are kept."""
-    return _Decoded()
+def shared_cache(what: Hashable, root: Path, budget: int) -> Cache:
+    """One for all data sets of this process in a folder, so that validation after every epoch, and trainings one after another, make nothing
+    again; the two used last stay.  what: how it was made.  budget: bytes."""
+    return Cache(budget)
 
 
 def _check_shares(shares: dict[str, float], manifest: Manifest) -> dict[str, float]:

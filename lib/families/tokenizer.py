@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lib import data, distributed, randomness
 from lib.audio.mel import MelConfig, MelFrontEnd, Mels, mask_spectrogram, preset
 from lib.config import RunConfig
-from lib.data.loading import ClipDataset, batches, count_batches
+from lib.data.loading import ClipDataset, batches, count_batches, shared_cache
 from lib.data.manifest import Manifest
 from lib.distributed import gather_list
 from lib.encoders import tokenizer_files
@@ -40,7 +40,7 @@ from lib.quantize.statistics import CodebookStatistics
 
 __all__ = ["ARMS", "Tokenizer", "TokenizerConfig", "analysed", "arm", "from_yaml", "load", "predict_mean", "reconstruct", "tokens"]
 
-CACHE_BYTES = 1 << 30       # of decoded waveforms, a process
+CACHE_BYTES = 1 << 30       # of decoded waveforms, and of levels, a process
 MEL_NAMES = {"sample_rate": "sample_rate", "n_mels": "mels", "n_fft": "n_fft", "hop": "hop", "frames": "frames",
              "clamp_range": "clamp_range", "reference": "reference"}
 VARIANT_NAMES = ("embed_dim", "width", "layers", "heads", "head_width")
@@ -308,7 +308,7 @@ class Tokenizer:
         """
         c, step = self.config, batch["step"]
         randomness.part(distributed.rank())
-        mels = analyse(self.front_end, batch)
+        mels = analyse(self.front_end, batch, self.train_set)
         masked = c.augment or c.augment_target
         given = mask_spectrogram(mels.levels, batch["seeds"], fill=self.front_end.config.floor, valid=mels.valid) if masked else mels.levels
         hidden = hidden_tokens(batch["seeds"], self.model.config.tokens, c.mask_ratio).to(given.device) if c.mask_ratio else None
@@ -389,10 +389,22 @@ def dataset(config: TokenizerConfig, part: Manifest, train: bool = False) -> Cli
     return ClipDataset(part, sample_rate=mel.sample_rate, seconds=mel.seconds, train=train, seed=config.seed, cache_bytes=CACHE_BYTES)
 
 
-def analyse(front_end: MelFrontEnd, batch: dict) -> Mels:
-    """Mel levels of a batch of `dataset`; clips that could not be read are padding only."""
-    lengths = [round(seconds * front_end.config.sample_rate) for seconds in batch["duration"]]
-    return front_end(batch["waveform"], torch.tensor(lengths))
+def analyse(front_end: MelFrontEnd, batch: dict, clips: ClipDataset | None = None) -> Mels:
+    """Mel levels of a batch of `dataset`; clips that could not be read are padding only.
+
+    Args: clips: where the batch comes from: on a CPU, levels of clips that are used whole are then made once in this process.
+    """
+    lengths = torch.tensor([round(seconds * front_end.config.sample_rate) for seconds in batch["duration"]])
+    places = [None if failed or clips is None else clips.place(row) for row, failed in zip(batch["row"], batch["failed"])]
+    if None in places or batch["waveform"].device.type != "cpu":
+        return front_end(batch["waveform"], lengths)
+    found, there = [], shared_cache(front_end.config, clips.manifest.root, CACHE_BYTES)
+    for place, waveform, length in zip(places, batch["waveform"], lengths):
+        if place not in there:      # alone: the same bits whichever clips come together
+            one = front_end(waveform[None], length[None])
+            there.keep(place, one, one.levels.nbytes)
+        found.append(there.get(place) or one)
+    return Mels(*map(torch.cat, zip(*found)))
 
 
 def scaled(levels: Tensor, mel: MelConfig) -> Tensor:
@@ -430,9 +442,10 @@ def analysed(config: TokenizerConfig, part: Manifest | list, device: torch.devic
         yield from ((batch, Mels(*(x.to(device) for x in mels))) for batch, mels in part)
         return
     front_end = MelFrontEnd(config.mel).to(device)
-    for batch in batches(dataset(config, part), config.batch_size, workers=config.workers):
+    clips = dataset(config, part)
+    for batch in batches(clips, config.batch_size, workers=config.workers):
         batch["waveform"] = batch["waveform"].to(device)
-        yield batch, analyse(front_end, batch)
+        yield batch, analyse(front_end, batch, clips)
 
 
 class _Errors:

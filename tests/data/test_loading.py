@@ -68,17 +68,17 @@ def test_cache_changes_nothing_and_respects_its_budget(manifest):
     plain, cached = dataset(manifest), dataset(manifest, cache_bytes=3 * RATE * 4)
     for _ in range(2):
         assert equal(flat(batches(cached, 5, epoch=1, seed=1)), flat(batches(plain, 5, epoch=1, seed=1)))
-    held = sum(wave.nbytes for _, wave in cached._decoded.values())
-    assert held == cached._decoded.size and 0 < held <= 3 * RATE * 4
+    held = sum(wave.nbytes for wave in cached._decoded.values())
+    assert held == 3 * RATE * 4 - cached._decoded.free and 0 < held <= 3 * RATE * 4 and not plain._decoded
 
 
 def test_cache_is_shared_and_sees_that_a_file_has_changed(manifest, monkeypatch):
     settings = dict(cache_bytes=1 << 20, gain_db=0.0)
-    first, reads = dataset(manifest, **settings)[0, 3]["waveform"], []
+    item, reads = dataset(manifest, **settings)[0, 3], []
+    first, file = item["waveform"], manifest.file(item["row"])
     read = loading.audio.read
     monkeypatch.setattr(loading.audio, "read", lambda file, **window: reads.append(file) or read(file, **window))
     assert torch.equal(dataset(manifest, **settings)[1, 3]["waveform"], first) and not reads
-    file = manifest.file(dataset(manifest)[0, 3]["row"])
     sound, rate = soundfile.read(file)
     soundfile.write(file, -sound, rate, subtype="FLOAT")
     torch.testing.assert_close(dataset(manifest, **settings)[1, 3]["waveform"], -first)
