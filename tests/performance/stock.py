@@ -131,17 +131,21 @@ class Comparison:
 
 
 def compare(name: str, ours, stock, repetitions: int = 5) -> Comparison:
-    """Run `ours()` and `stock()` in turns, once before the clock."""
-    ways, spent = {"ours": ours, "stock": stock}, {"ours": [], "stock": []}
-    for number in range(repetitions + 1):
-        for way in list(ways)[::1 if number % 2 else -1]:       # what runs second may find the machine warmer
+    """Run `ours()` and `stock()` in turns; both have to have run before, as the first run of each pays for memory."""
+    found = medians({"ours": ours, "stock": stock}, repetitions)
+    return Comparison(name, found["ours"], found["stock"], repetitions, torch.get_num_threads())
+
+
+def medians(ways: dict, repetitions: int = 5) -> dict[str, tuple[float, float]]:
+    """Median (wall, CPU) seconds of functions that are run in turns."""
+    spent = {way: [] for way in ways}
+    for number in range(repetitions):
+        for way in list(ways)[::-1 if number % 2 else 1]:       # what runs second may find the machine warmer
             begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
             ways[way]()
             wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
-            if number:
-                spent[way].append((wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-    medians = {way: tuple(statistics.median(column) for column in zip(*rows)) for way, rows in spent.items()}
-    return Comparison(name, medians["ours"], medians["stock"], repetitions, torch.get_num_threads())
+            spent[way].append((wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
+    return {way: tuple(statistics.median(column) for column in zip(*rows)) for way, rows in spent.items()}
 
 
 @contextlib.contextmanager
