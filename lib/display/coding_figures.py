@@ -39,7 +39,8 @@ def rate_distortion(table: pd.DataFrame, *, scalar: Mapping[float, float] | None
         colour = style.PALETTE[number % len(style.PALETTE)]
         axes.errorbar(x, y, yerr=error, marker=MARKS[number % len(MARKS)], color=colour, capsize=3, linewidth=1.8, markersize=6,
                       label=shortened(arm), zorder=3)
-        axes.plot(apart * rows["entropy bits/s"].to_numpy(float), y, marker="|", linestyle=":", color=colour, linewidth=1, markersize=9, zorder=2)
+        axes.plot(apart * rows["entropy bits/s"].to_numpy(float), y, marker="|", linestyle=":", color=colour, linewidth=1, markersize=9,
+                  zorder=2)
     if scalar:
         axes.plot(list(scalar), list(scalar.values()), color="black", linestyle=":", marker="x", markersize=5,
                   label="scalar quantization")
