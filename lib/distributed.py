@@ -75,20 +75,29 @@ def average(value: Tensor) -> Tensor:
 
 
 def mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean of numbers over all processes, for losses that compare no rows.
+    """Mean of numbers of any shape over all processes: a scalar, see `means`.
 
-    Args:
-        values: Tensor of any shape.  weights: of its shape, bool or numbers, what counts how much; None: all alike.
-    Returns:
-        scalar: the mean over all processes, with the gradient of this process's part times their number, as data-parallel training takes
-        the mean of gradients. 0 where nothing counts.
+    weights: of the shape of `values`, bool or numbers, what counts how much; None: all alike.
     """
     if weights is None:
-        total, count = values.sum(), torch.tensor(float(values.numel()), dtype=torch.float64, device=values.device)
-    else:
-        total, count = (values * weights).sum(), weights.sum(dtype=torch.float64)
-    own = total / average(count).clamp(min=1e-12).to(values.dtype)         # protects a batch in which nothing counts
-    return own + (average(own.detach()) - own.detach()) if world() > 1 else own
+        return means(values.numel(), values.sum())[0]
+    return means(weights.sum(dtype=torch.float64), (values * weights).sum())[0]
+
+
+def means(count: int | Tensor, *sums: Tensor) -> list[Tensor]:
+    """Sums over this process's rows -> means over the rows of all processes, for losses that compare no rows.
+
+    Args:
+        count: of the rows, or the sum of their weights (a scalar).  sums: Tensors of any shapes.
+    Returns:
+        the means, 0 where nothing counts; with the gradient of this process's part times the number of processes, as data-parallel
+        training takes the mean of gradients.
+    """
+    flat = torch.cat([part.flatten() for part in sums])
+    count = torch.as_tensor(count, dtype=torch.float64, device=flat.device)     # counts above 2^24 are exact
+    own = flat / average(count).clamp(min=1e-12).to(flat.dtype)                 # protects a batch in which nothing counts
+    whole = own + (average(own.detach()) - own.detach()) if world() > 1 else own
+    return [part.view(like.shape) for part, like in zip(whole.split([part.numel() for part in sums]), sums)]
 
 
 def leave() -> None:

@@ -354,10 +354,8 @@ class Audiovisual:
     def _masked(self, out: dict) -> dict[str, Tensor]:
         parts = {}
         for name, one in out.items():
-            count = distributed.average(one["hidden"].sum().float())
-            own = masked_patch_loss(one["prediction"], one["target"], one["hidden"], self.config.normalize_patches, count)
-            # the value is that of all processes; the gradient is this one's, as data-parallel training averages gradients
-            parts[f"loss_{name}"] = own + (distributed.average(own.detach()) - own.detach())
+            total = masked_patch_loss(one["prediction"], one["target"], one["hidden"], self.config.normalize_patches, count=1)
+            parts[f"loss_{name}"], = distributed.means(one["hidden"].sum(), total)
         return {"loss": sum(parts.values())} | parts
 
     def _contrastive(self, out: dict) -> dict[str, Tensor]:

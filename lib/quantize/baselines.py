@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lib import distributed
 from lib.quantize.bsq import LARGEST_INDEX, Quantized, check_tokens, pack, unpack
-from lib.quantize.entropy import entropy_of, mean_over_tokens
+from lib.quantize.entropy import entropy_of
 from lib.randomness import derive
 
 CODEBOOK_BITS = 9
@@ -111,7 +111,7 @@ class VectorQuantizer(_Codebooks):
                 nearest = self._lookup(group_indices)
             real, assigned = (each.flatten(0, 1) if valid is None else each[valid] for each in (z, group_indices))
             away = real - (nearest.flatten(0, 1) if valid is None else nearest[valid])
-            commitment, used = mean_over_tokens(len(real), away.square().mean(-1).sum().double(), self._used(assigned))
+            commitment, used = distributed.means(len(real), away.square().mean(-1).sum().double(), self._used(assigned))
             codes = nearest + (z - z.detach())
             if self.training:
                 self._learn(distributed.gather(real.detach()), distributed.gather(assigned))
@@ -183,7 +183,7 @@ class LookupFreeQuantizer(_Codebooks):
             group_indices = group_indices.long()
             codes = self._lookup(group_indices) + (z - z.detach())      # exact codes: the library's x + (code - x) is rounded
             assigned = group_indices.flatten(0, 1) if valid is None else group_indices[valid]
-            used, = mean_over_tokens(len(assigned), self._used(assigned))
+            used, = distributed.means(len(assigned), self._used(assigned))
             return Quantized(codes, self._index(group_indices), group_indices, loss, *parts, used.to(z))
 
     def _lookup(self, group_indices: Tensor) -> Tensor:

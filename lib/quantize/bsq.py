@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lib.quantize.entropy import code_entropy, entropy_of, mean_over_tokens, probability_sums
+from lib import distributed
+from lib.quantize.entropy import code_entropy, entropy_of, probability_sums
 
 LARGEST_INDEX = 63      # bits of an index that int64 holds without its sign
 LARGEST_GROUP = 20      # bits of a group whose codes are enumerated: the average of 2^20 probabilities is 4 MB
@@ -111,7 +112,7 @@ class BinarySphericalQuantizer(nn.Module):
             logits = (4 * self.inverse_temperature * self.scale * real).unflatten(-1, (-1, size))
             nearest = codes.detach().flatten(0, 1) if valid is None else codes.detach()[valid]
             sums = code_entropy(logits).sum(), (nearest - real).square().sum(), probability_sums(logits)
-            persample, commitment, probability = mean_over_tokens(len(real), *sums)
+            persample, commitment, probability = distributed.means(len(real), *sums)
             codebook = entropy_of(probability).sum()
             loss = self.beta * commitment + self.zeta * (self.gamma0 * persample - self.gamma * codebook) / self.inverse_temperature
         indices = pack(ones) if self.bits <= LARGEST_INDEX else None

@@ -1,15 +1,13 @@
 """Entropies of codes made of independent bits: exact, without writing down all probabilities of all tokens at once.
 
 Convention: a bit is 1 with log-odds `logit`; a code is g bits, its index has the first of them as the most significant. Entropies are
-in nats with 1e-8 inside the logarithm and no renormalisation. Means are over the tokens of all processes (see lib.distributed).
+in nats with 1e-8 inside the logarithm and no renormalisation.
 """
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from lib import distributed
 
 INSIDE_LOG = 1e-8       # protects ln(0) of codes that a token rules out; part of the definition of the entropies
 # Probabilities enumerated at a time, 16 MB in float32. Fewer would fit a CPU's cache, which saves a quarter on one thread; but threads
@@ -60,20 +58,6 @@ def code_entropy(logits: Tensor) -> Tensor:
         Tensor (...), nats.
     """
     return _CodeEntropy.apply(logits)
-
-
-def mean_over_tokens(count: int, *sums: Tensor) -> list[Tensor]:
-    """Sums over this process's `count` tokens -> means over the tokens of all processes, with exact gradients.
-
-    Without any token in any process: 0.
-    """
-    flat = torch.cat([part.flatten() for part in sums])
-    if distributed.world() > 1:
-        # one row a process in float64, in which counts above 2^24 are exact; gather hands gradients back (see lib.distributed)
-        rows = distributed.gather(torch.cat([flat.double(), flat.new_full((1,), count, dtype=torch.float64)])[None]).sum(0)
-        flat, count = rows[:-1].to(flat.dtype), int(rows[-1])
-    parts = (flat / max(1, count)).split([part.numel() for part in sums])
-    return [mean.view(part.shape) for mean, part in zip(parts, sums)]
 
 
 class _CodeEntropy(torch.autograd.Function):
