@@ -366,7 +366,7 @@ def test_rendering_processes_do_not_load_torch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rendering, scale", [("foa_room", 120), ("mono", 240)])
+@pytest.mark.parametrize("rendering, scale", [("foa_room", 60), ("mono", 240)])
 def test_kill_at_random_times(tmp_path, rendering, scale):
     """kill -9 of a rendering by two processes, again and again, then finished: not a bit differs from one never stopped."""
     arguments = dict(num_samples=scale, clip_seconds=3.0, rendering=rendering)

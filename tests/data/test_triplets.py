@@ -323,14 +323,14 @@ def test_the_folder_is_named_by_all_it_depends_on(made):
 @pytest.mark.slow
 def test_kill_at_random_times(data_folder):
     """kill -9 of a rendering by two processes, again and again, then finished: not a bit differs from one never stopped."""
-    arguments = dict(num_samples=300, single_clips=60, space="shoebox")
+    arguments = dict(num_samples=120, single_clips=24, space="shoebox")
     code = f"from lib.data import prepare; prepare('triplets', workers=2, **{arguments!r})"
-    interrupted = kill_at_random_times(code, data_folder, attempts=5, clips=960)
+    interrupted = kill_at_random_times(code, data_folder, attempts=5, clips=384)
     assert interrupted >= 2
     again = prepare("triplets", workers=2, **arguments)
     content = clips_in(again.root)
     os.rename(again.root, data_folder / "before")
-    assert len(again) == 960 and content == clips_in(prepare("triplets", **arguments).root)
+    assert len(again) == 384 and content == clips_in(prepare("triplets", **arguments).root)
     assert not list((data_folder / "before").rglob("*.part"))
 
 
