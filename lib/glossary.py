@@ -364,7 +364,7 @@ PARAMETERS: dict[str, Parameter] = {
     "tokenizer_arms": Parameter(list, "models: binary spherical quantization as the parameters say, learned codebooks, lookup-free quantization, or "
                                 "the first with one thing changed", choices=(
                                     "bsq", "vq", "lfq", "temperature_1", "temperature_10", "temperature_100", "no_conv", "conv_time", "conv_2d",
-                                    "no_l2")),
+                                    "ln_pre", "no_l2")),
     "vocoder_size": Parameter(str, "size of the vocoder of notebook 50", choices=("tiny", "quick", "published")),
     "vocoder_steps": Parameter(int, "steps that it is trained for; 0: no vocoder", 0, 10_000_000),
     "tokenizer_checkpoint": Parameter(Path, "a trained model of notebook 50; None: all in this report", optional=True),

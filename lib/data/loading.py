@@ -29,7 +29,8 @@ class ClipDataset(Dataset):
         sample_rate: Hz of the waveforms.  seconds: window length.
         every_caption: one row per (clip, caption) pair; otherwise one row per clip, in training with a caption drawn anew in
             every epoch, else with its first one.
-        train: random windows of long clips, and the augmentation below; otherwise the window at the clip's start.
+        train: random windows of long clips, and the augmentation below; otherwise the window at the clip's start, or with `centred` in its
+            middle.
         gain_db: random gain, uniform in +- this many dB.  shift: random circular shift in time (only for data without order).
         seed: of windows and augmentation.
         cache_bytes: keep decoded waveforms of clips that are used whole, up to this many bytes; further data sets of this process in the
@@ -47,9 +48,9 @@ class ClipDataset(Dataset):
 
     def __init__(self, manifest: Manifest, *, sample_rate: int, seconds: float, every_caption: bool = False, train: bool = False,
                  gain_db: float = 0.0, shift: bool = False, seed: int = 0, cache_bytes: int = 0,
-                 shares: dict[str, float] | None = None):
+                 shares: dict[str, float] | None = None, centred: bool = False):
         self.manifest, self.sample_rate, self.seconds = manifest, sample_rate, seconds
-        self.train, self.gain_db, self.shift, self.seed = train, gain_db, shift, seed
+        self.train, self.gain_db, self.shift, self.seed, self.centred = train, gain_db, shift, seed, centred
         self.samples = round(seconds * sample_rate)
         self.pairs = [(row, k) for row, captions in enumerate(manifest.table["captions"])
                       for k in (range(len(captions)) if every_caption else [None])]
@@ -114,7 +115,7 @@ class ClipDataset(Dataset):
 
     def _read(self, row: int, clip: dict, rng: np.random.Generator) -> Tensor:
         spare = clip["duration"] - self.seconds
-        offset = rng.uniform(0, spare) if self.train and spare > 0 else 0.0
+        offset = (rng.uniform(0, spare) if self.train else spare / 2 if self.centred else 0.0) if spare > 0 else 0.0
         file = self.manifest.file(row)
         place = self.place(row)
         if place in self._decoded:

@@ -55,7 +55,8 @@ FREE = ("drop_rate", "attn_drop_rate", "drop_path_rate", "gradient_checkpointing
 # what is compared on the same data, epochs and batches: other quantizers of as many bits, and one thing changed at a time
 ARMS = {"bsq": {}, "vq": {"quantizer": "vq"}, "lfq": {"quantizer": "lfq"}, "temperature_1": {"inv_temperature": 1.0},
         "temperature_10": {"inv_temperature": 10.0}, "temperature_100": {"inv_temperature": 100.0}, "no_conv": {"use_conv_module": False},
-        "conv_time": {"conv_axis": "time"}, "conv_2d": {"conv_axis": "2d"}, "no_l2": {"l2_norm": False}}
+        "conv_time": {"conv_axis": "time"}, "conv_2d": {"conv_axis": "2d"}, "ln_pre": {"ln_pre": True},
+        "no_l2": {"l2_norm": False}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,9 +385,10 @@ class Tokenizer:
 
 
 def dataset(config: TokenizerConfig, part: Manifest, train: bool = False) -> ClipDataset:
-    """Clips of a manifest as windows of the front end's length."""
+    """Clips of a manifest as windows of the front end's length: in training anywhere in the clip, otherwise in its middle."""
     mel = config.mel
-    return ClipDataset(part, sample_rate=mel.sample_rate, seconds=mel.seconds, train=train, seed=config.seed, cache_bytes=CACHE_BYTES)
+    return ClipDataset(part, sample_rate=mel.sample_rate, seconds=mel.seconds, train=train, seed=config.seed, cache_bytes=CACHE_BYTES,
+                       centred=True)
 
 
 def analyse(front_end: MelFrontEnd, batch: dict, clips: ClipDataset | None = None) -> Mels:

@@ -47,6 +47,12 @@ def test_windows_padding_and_durations(manifest):
         assert not item["waveform"][RATE * seconds:].any()
 
 
+def test_centred_windows(manifest):
+    rows, starts = dataset(manifest, train=False, every_caption=False, centred=True), [0, 0, 0.5, 1, 0, 0, 0.5]
+    for i, start in enumerate(starts):
+        assert float(rows[0, i]["waveform"][0]) == pytest.approx(start * RATE / 1e5 + i / 10, abs=1e-6)
+
+
 def test_random_windows_lie_in_the_clip_and_differ_by_epoch(manifest):
     rows = dataset(manifest, gain_db=0.0, every_caption=False)
     first = [float(rows[epoch, 3]["waveform"][0] - 0.3) * 1e5 for epoch in range(20)]

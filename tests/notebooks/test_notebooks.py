@@ -102,6 +102,26 @@ def test_three_stages_stand_beside_what_knows_nothing(first):
     assert "<video" in (first / "reports/test/40_audiovisual_data.html").read_text()
 
 
+def test_bits_stand_beside_the_mean_other_quantizers_and_the_ceiling(first):
+    found = documents(first)
+    made = found["50_tokenizer_train"]["artifacts"]
+    assert {name: len(paths) for name, paths in made["checkpoints"].items()} == {"bsq 9": 2, "bsq 18": 2, "vq 18": 2}
+    assert made["main"] == "bsq 18" and made["vocoder"]
+    rows = {m["name"]: m for m in found["51_tokenizer_evaluate"]["metrics"]}
+    m = rows["bsq 18 bits: MAE (dB)"]
+    assert m["headline"] and m["n"] == 8 and m["interval"][0] <= m["value"] <= m["interval"][1]
+    assert 0 < m["ceiling"] and m["baseline"] > 0 and m["control"] > 0
+    assert rows["bsq 18 bits: MAE / predict-the-mean"]["value"] == pytest.approx(m["value"] / m["baseline"], rel=1e-6)
+    difference = rows["bsq 18 - vq 18: MAE (dB)"]
+    assert difference["value"] == pytest.approx(m["value"] - rows["vq 18 bits: MAE over seeds (dB)"]["value"], abs=1e-6)
+    assert rows["bsq 9 bits: MAE over seeds (dB)"]["baseline"] is not None and "bsq 18 - scalar 18: MAE (dB)" in rows
+    assert rows["bsq 18 bits: packed file (bits/s)"]["value"] >= rows["bsq 18 bits: packed file (bits/s)"]["ceiling"]
+    sound = rows["bsq 18 bits: STOI"]
+    assert sound["value"] <= sound["ceiling"] <= 1 and {"bsq 18 bits: STOI, vocoder", "bsq 18 bits: STOI - ceiling"} <= set(rows)
+    assert rows["probe of tokens: accuracy"]["baseline"] > 0 and len(found["51_tokenizer_evaluate"]["artifacts"]["listen"]) >= 3
+    assert (first / "reports/test/51_tokenizer_evaluate.html").read_text().count("<audio") >= 8
+
+
 def test_index_shows_numbers_and_plays(first):
     index = (first / "reports/test/index.html").read_text()
     assert all(name in index for name in NOTEBOOKS) and "mAP@10" in index and "chance" in index
