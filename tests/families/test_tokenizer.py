@@ -61,7 +61,7 @@ def config(**changes):
 @pytest.fixture(scope="module")
 def trained(clips, tmp_path_factory):
     """A model that has learnt something, and its run."""
-    long = config(epochs=15, batch_size=4, decay_epochs=14.0, inv_temperature=10.0, selection="last")
+    long = config(epochs=20, batch_size=4, decay_epochs=19.0, inv_temperature=10.0, selection="last")
     return loop.fit(Tokenizer(long, clips), tmp_path_factory.mktemp("run"))
 
 
@@ -190,7 +190,8 @@ def test_metrics_written_out(clips, trained):
     model, c, front_end = load(trained.checkpoint)
     part, wave = clips.select("val"), []
     for row in range(8):
-        wave.append(torch.from_numpy(soundfile.read(part.file(row), dtype="float32")[0])[:c.mel.samples])
+        whole = torch.from_numpy(soundfile.read(part.file(row), dtype="float32")[0])
+        wave.append(whole[max(0, len(whole) - c.mel.samples) // 2:][:c.mel.samples])       # the middle of a clip that is too long
     mels = [front_end(w[None]) for w in wave]
     with torch.no_grad():
         difference = torch.cat([(model(m.levels)[0] - m.levels)[m.valid] for m in mels]).double()
@@ -223,8 +224,8 @@ def test_a_clip_that_cannot_be_read_is_left_out(clips, trained, tmp_path):
         predict_mean(c, part, part)
 
 
-@pytest.mark.parametrize("changes", [{}, GAME | {"accumulation": 2}, {"mask_ratio": 0.5, "quantizer": "vq", "embed_dim": 9, "ema_decay": 0.5}],
-                         ids=["plain", "game", "vq"])
+@pytest.mark.parametrize("changes", [GAME | {"accumulation": 2}, {"mask_ratio": 0.5, "quantizer": "vq", "embed_dim": 9}],
+                         ids=["game", "vq"])
 def test_a_stopped_run_ends_with_the_same_bits(clips, tmp_path, changes):
     """Discriminator, its optimiser, averages and both sets of weights included."""
     run = stop_and_resume(Tokenizer, config(checkpoint_steps=1, drop_rate=0.1, **changes), clips, tmp_path, 4)
