@@ -25,7 +25,8 @@ def test_features_are_the_same_and_faster(encoders, batch):
     with threads(2), torch.inference_mode():
         difference = max((ours(*given) - stock(*given)).abs().max().item() for given in inputs.values())
         assert difference <= 1e-5
-        found = medians({seconds: lambda given=given: ours(*given) for seconds, given in inputs.items()} | {"stock": lambda: stock(*inputs[WINDOW])})
+        ways = {seconds: lambda given=given: ours(*given) for seconds, given in inputs.items()}
+        found = medians(ways | {"stock": lambda: stock(*inputs[WINDOW])})
         compared = {seconds: Comparison(f"{batch} clips of {seconds:g} s", found[seconds], found["stock"], 5, 2) for seconds in inputs}
     print("", *compared.values(), f"  largest difference of a feature {difference:.1e}", sep="\n")
     for seconds, times in FASTER[batch].items():
