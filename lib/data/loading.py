@@ -56,7 +56,7 @@ class ClipDataset(Dataset):
                       for k in (range(len(captions)) if every_caption else [None])]
         self.shares = shares and _check_shares(shares, manifest)
         self.skipped: frozenset[str] = frozenset()
-        self._decoded = shared_cache((sample_rate, self.samples), manifest.root, cache_bytes)
+        self._decoded = shared_cache((sample_rate, self.samples), manifest.root, cache_bytes) if cache_bytes else None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -117,23 +117,23 @@ class ClipDataset(Dataset):
         spare = clip["duration"] - self.seconds
         offset = (rng.uniform(0, spare) if self.train else spare / 2 if self.centred else 0.0) if spare > 0 else 0.0
         file = self.manifest.file(row)
-        place = self.place(row)
-        if place in self._decoded:
+        place = None if self._decoded is None else self.place(row)
+        if place is not None and place in self._decoded:
             return self._decoded[place]
         wave = audio.read(file, sample_rate=self.sample_rate, start=clip["start"] + offset,
                           duration=min(self.seconds, clip["duration"]))[0][:self.samples]
         if not len(wave) or not torch.isfinite(wave).all():
             raise audio.AudioError(f"{file}: from {clip['start'] + offset:.3f} s on it holds " + (
                 "values that are no finite numbers" if len(wave) else "no sound") + "; check the data set again with python -m lib.data check")
-        self._decoded.keep(place, wave, wave.nbytes)
+        if place is not None:
+            self._decoded.keep(place, wave, wave.nbytes)
         return wave
 
     def place(self, row: int) -> tuple | None:
         """Key of a clip of the manifest that is used whole: file with size and time of change, start and duration. None of one that windows
         are drawn from."""
-        start, duration = (self.manifest.table[name].iat[row] for name in ("start", "duration"))
-        file = self.manifest.file(row)
-        return (file, *(stamp(file) or ()), start, duration) if duration <= self.seconds else None
+        clip, file = self.manifest.row(row), self.manifest.file(row)
+        return (file, *(stamp(file) or ()), clip["start"], clip["duration"]) if clip["duration"] <= self.seconds else None
 
 
 class Cache(dict):
@@ -143,9 +143,9 @@ class Cache(dict):
         super().__init__()
         self.free = free
 
-    def keep(self, place: tuple | None, value: object, size: int) -> None:
-        """Keep `value` of `size` bytes if there is room for it, and a place."""
-        if place is not None and size <= self.free:
+    def keep(self, place: tuple, value: object, size: int) -> None:
+        """Keep `value` of `size` bytes if there is room for it."""
+        if size <= self.free:
             self[place] = value
             self.free -= size
 

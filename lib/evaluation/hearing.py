@@ -73,9 +73,7 @@ def quality(original: Tensor, made: Mapping[str, Tensor], lengths: Sequence[int]
     found = {}
     for name, sounds in made.items():
         estimate, _ = joined(sounds, lengths, together)
-        values = {"STOI": speech.stoi(estimate, target, rate, sizes), "ESTOI": speech.stoi(estimate, target, rate, sizes, extended=True),
-                  "SI-SNR": speech.si_snr(estimate, target, sizes), "mel distance": speech.mel_distance(estimate, target, mel, sizes),
-                  "PESQ": speech.pesq_wb(estimate, target, rate, sizes) if rate == speech.PESQ_RATE else None}
+        values = speech.measures(target, estimate, sizes, rate, mel)
         found[name] = {measure: one.double().numpy() for measure, one in values.items() if one is not None}
     return found
 

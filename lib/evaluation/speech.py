@@ -128,29 +128,37 @@ def multi_resolution_mel_loss(estimate: Tensor, target: Tensor, sample_rate: int
     return total
 
 
-def speech_quality(reference: Tensor, estimate: Tensor, lengths: Tensor | Sequence[int] | None, sample_rate: int,
-                   config: MelConfig | None = None) -> dict[str, float | int | None]:
-    """All measures of a set of clips.
+def measures(reference: Tensor, estimate: Tensor, lengths: Tensor | Sequence[int] | None, sample_rate: int,
+             config: MelConfig | None = None) -> dict[str, Tensor | None]:
+    """All measures, clip by clip.
 
     Args:
         reference, estimate: Tensor (B, samples).  lengths: (B,) samples; None: all.  sample_rate: Hz.
         config: front end for the mel distance; None: the default one at this sample rate.
     Returns:
-        "SI-SNR" dB, "STOI", "ESTOI", "PESQ" (None where not installed or another rate than 16 kHz), "mel distance" dB: means over the clips
-        that could be judged (None: none could); "<name> clips": how many these were; "clips": how many there are.
+        "SI-SNR" dB, "STOI", "ESTOI", "PESQ" (None where not installed or another rate than 16 kHz), "mel distance" dB: Tensor (B,) each, NaN
+        where a clip cannot be judged.
     Raises:
         ValueError: shapes that do not fit.
     """
-    config = config or MelConfig(sample_rate=sample_rate)
-    measured = {
+    return {
         "SI-SNR": si_snr(estimate, reference, lengths),
         "STOI": stoi(estimate, reference, sample_rate, lengths),
         "ESTOI": stoi(estimate, reference, sample_rate, lengths, extended=True),
         "PESQ": pesq_wb(estimate, reference, sample_rate, lengths) if sample_rate == PESQ_RATE else None,
-        "mel distance": mel_distance(estimate, reference, config, lengths),
+        "mel distance": mel_distance(estimate, reference, config or MelConfig(sample_rate=sample_rate), lengths),
     }
+
+
+def speech_quality(reference: Tensor, estimate: Tensor, lengths: Tensor | Sequence[int] | None, sample_rate: int,
+                   config: MelConfig | None = None) -> dict[str, float | int | None]:
+    """All measures of a set of clips. Arguments and errors as `measures`.
+
+    Returns: of each measure the mean over the clips that could be judged (None: none could); "<name> clips": how many these were;
+        "clips": how many there are.
+    """
     result: dict[str, float | int | None] = {"clips": len(reference)}
-    for name, values in measured.items():
+    for name, values in measures(reference, estimate, lengths, sample_rate, config).items():
         known = values[torch.isfinite(values)] if values is not None else torch.zeros(0)
         result |= {name: float(known.double().mean()) if len(known) else None, f"{name} clips": len(known)}
     return result

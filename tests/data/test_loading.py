@@ -75,7 +75,7 @@ def test_cache_changes_nothing_and_respects_its_budget(manifest):
     for _ in range(2):
         assert equal(flat(batches(cached, 5, epoch=1, seed=1)), flat(batches(plain, 5, epoch=1, seed=1)))
     held = sum(wave.nbytes for wave in cached._decoded.values())
-    assert held == 3 * RATE * 4 - cached._decoded.free and 0 < held <= 3 * RATE * 4 and not plain._decoded
+    assert held == 3 * RATE * 4 - cached._decoded.free and 0 < held <= 3 * RATE * 4 and plain._decoded is None
 
 
 def test_cache_is_shared_and_sees_that_a_file_has_changed(manifest, monkeypatch):
