@@ -274,12 +274,13 @@ class Audiovisual:
     """
 
     name = "audiovisual"
-    memory_levers = "lower batch_size (raise accumulation to keep the step), num_frames, raise mask_ratio, freeze_encoders, or set precision='bf16-mixed'"
+    memory_levers = "lower batch_size, num_frames, raise mask_ratio, freeze_encoders, or set precision='bf16-mixed'"
     Config = AudiovisualConfig
 
     def __init__(self, config: AudiovisualConfig, manifest: Manifest | None = None):
         self.config, self.lines = config.resolved()
         self.monitor = {"mae": "val/minus loss", "contrastive": "val/mAP@10", "finetune": "val/top-1"}[config.stage]
+        self.told = {"mae": ("val/loss_audio", "val/loss_video"), "contrastive": ("val/R@1", "val/mAP@10")}.get(config.stage, (self.monitor,))
         self.manifest = self.config.prepare() if manifest is None else manifest
         self.train_manifest = self.manifest.select(list(config.fit_splits))
         if config.stage == "finetune":

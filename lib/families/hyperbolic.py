@@ -358,6 +358,7 @@ class Hyperbolic:
         width = self.audio.shape[1]
         self.model = Projection(width, config.embedding_dim or width, config.space())
         self.monitor = "val/minus loss" if config.monitor == "loss" else f"val/{config.monitor}"
+        self.told = ("val/loss", f"val/{config.monitor}")
 
     def batches(self, epoch: int, first_batch: int, skipped: Iterable[str] = ()):
         """This process's share of the batches of an epoch: vectors, all labels, and the label that is drawn for it in this epoch."""

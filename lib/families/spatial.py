@@ -324,12 +324,13 @@ class Spatial:
     """
 
     name = "spatial"
-    memory_levers = "lower batch_size (raise accumulation to keep the step), shorten clip_seconds, or set precision='bf16-mixed'"
+    memory_levers = "lower batch_size, shorten clip_seconds, or set precision='bf16-mixed'"
     Config = SpatialConfig
 
     def __init__(self, config: SpatialConfig, manifest: Manifest | None = None):
         self.config = config
         self.monitor = "val/both" if config.events > 1 else "val/mAP@10"
+        self.told = ("val/temporal", "val/spatial", "val/both", "val/mAP@10", "val/error in degrees")
         self.manifest = config.prepare() if manifest is None else manifest
         self.train_clips = Clips(self.manifest, config.fit_splits, config.events)
         table = self.train_clips.table

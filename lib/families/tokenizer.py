@@ -269,7 +269,8 @@ class Tokenizer:
     """
 
     name, monitor, Config = "tokenizer", "val/minus MAE", TokenizerConfig
-    memory_levers = ("lower batch_size (raise accumulation to keep the step) or frames, set grad_checkpointing=True, "
+    told = ("val/MAE",)
+    memory_levers = ("lower batch_size or frames, set grad_checkpointing=True, "
                      "precision='bf16-mixed', or take a smaller variant")
 
     def __init__(self, config: TokenizerConfig, manifest: Manifest | None = None):

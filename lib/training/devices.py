@@ -42,6 +42,7 @@ def fabric(device: str, precision: str = "auto", threads: int = 2) -> Fabric:
         ValueError: fewer CUDA devices than processes on this machine.
     """
     torch.set_num_threads(threads)
+    warnings.filterwarnings("ignore", message="The `srun` command is available")     # a notebook is one process, whatever the machine has
     where = resolve(device)
     if precision == "auto":
         precision = "16-mixed" if where.type == "cuda" else "32-true"

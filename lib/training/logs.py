@@ -51,13 +51,14 @@ class Log:
         step: optimiser steps so far; rows beyond it are dropped.  every: steps between logged steps.
         loggers: further logs, out of "wandb" and "swanlab".  config: what they show with the run (JSON-able).
         name: of the run there, and the id by which a resumed run goes on; "": the folder's.
+        shown: metrics in the line that an epoch prints; (): all.
     """
 
     def __init__(self, folder: Path, history: list[dict], step: int, *, every: int = 10, loggers: tuple[str, ...] = (),
-                 name: str = "", config: dict | None = None):
+                 name: str = "", config: dict | None = None, shown: tuple[str, ...] = ()):
         folder.mkdir(parents=True, exist_ok=True)
         history[:] = [row for row in history if row["step"] <= step]
-        self.folder, self.history, self.every = folder, history, every
+        self.folder, self.history, self.every, self.shown = folder, history, every, shown
         self.starts: dict[str, Callable[[], Backend]] = {"tensorboard": partial(_TensorBoard, folder)} | {
             kind: partial(_Apart, kind, folder, name or folder.name, config or {}) for kind in loggers}
         self.running: dict[str, Backend] = {}
@@ -75,7 +76,8 @@ class Log:
         Epochs that follow each other within SAID_EVERY seconds are not all printed, but always the first and the last.
         """
         self._add({"step": state["step"], "epoch": state["epoch"], **metrics})
-        self.unsaid = f"epoch {state['epoch']}: " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        told = [name for name in self.shown if name in metrics] or metrics
+        self.unsaid = f"epoch {state['epoch']}: " + "  ".join(f"{name} {metrics[name]:.3f}" for name in told)
         if time.monotonic() - self.said >= SAID_EVERY:
             self._say()
         self._write()

@@ -39,6 +39,7 @@ class Family(Protocol):
     config: RunConfig
     model: nn.Module
     monitor: str                                                    # name of the validation metric, higher is better
+    told: tuple[str, ...]                                           # metrics that an epoch prints; without it: the monitor
     memory_levers: str                                              # what a user can change when CUDA memory does not suffice
 
     def batches(self, epoch: int, first_batch: int, skipped: Iterable[str]):
@@ -148,8 +149,8 @@ class _Session:
         found = fabric.broadcast(checkpoint.newest(folder / "checkpoints") if fabric.is_global_zero else None)
         if found is not None:
             self._resume(found)
-        self.log = Log(folder, self.state["history"], self.state["step"], loggers=config.loggers, name=folder.name,
-                       config=config.to_dict()) if fabric.is_global_zero else _Silent()
+        self.log = Log(folder, self.state["history"], self.state["step"], loggers=config.loggers, name=folder.name, config=config.to_dict(),
+                       shown=("train/loss", *(getattr(family, "told", None) or [family.monitor]))) if fabric.is_global_zero else _Silent()
         self.clock = (time.process_time() - self.state["cpu"], time.monotonic() - self.state["wall"])
 
     def epoch(self) -> None:

@@ -62,6 +62,9 @@ def mathml(latex: str, display: str = "inline") -> str:
 
 
 class _Markdown(IPythonRenderer):
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        return super().link(text, re.sub(r"^(\d\d_\w+)\.ipynb$", r"\1.html", url), title)     # to the page beside this one
+
     def block_math(self, body: str) -> str:
         return mathml(body, "block")
 

@@ -11,12 +11,14 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from html import escape
 from pathlib import Path
 
 from lib.settings import reports_dir
 from lib.workbook import provenance
 from lib.files import read_json, write_json
 
+REFERENCES = ("chance", "baseline", "control", "ceiling")         # what a metric is judged by
 _NUMBER = {"type": ["number", "null"]}
 SCHEMA = {
     "type": "object",
@@ -90,12 +92,48 @@ def metrics(values: Mapping[str, float], *, n: int, split: str, headline: Sequen
 
 
 def show(rows: Sequence[dict]) -> None:
-    """Print metrics, one a line, each beside what it is to be judged by."""
-    width = max((len(row["name"]) for row in rows), default=0)
+    """Show metrics, each beside what it is to be judged by: a table in a notebook, a line each elsewhere."""
+    if rows:
+        from IPython.display import display
+
+        display(_Shown(rows))
+
+
+class _Shown:
+    """Metrics as IPython shows them."""
+
+    def __init__(self, rows: Sequence[dict]):
+        self.rows = rows
+
+    def __repr__(self) -> str:
+        width, lines = max(len(row["name"]) for row in self.rows), []
+        for row in self.rows:
+            low_high = f" [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]" if row["interval"] else ""
+            beside = "".join(f"  {key} {row[key]:.3f}" for key in REFERENCES if row[key] is not None)
+            lines.append(f"{row['name']:{width}s} {row['value']:.3f}{low_high}{beside}  ({row['split']}, n={row['n']})")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return table(self.rows)
+
+
+def table(rows: Sequence[dict]) -> str:
+    """Metrics as an HTML table: value, 95 % interval, and the columns of `REFERENCES` that any of them has."""
+    columns = [name for name in REFERENCES if any(row[name] is not None for row in rows)]
+    head = "".join(f"<th>{name}</th>" for name in ("", "value", "95 % interval", *columns, "split", "n"))
+    lines = []
     for row in rows:
-        low_high = f" [{row['interval'][0]:.3f}, {row['interval'][1]:.3f}]" if row["interval"] else ""
-        beside = "".join(f"  {key} {row[key]:.3f}" for key in ("chance", "baseline", "control", "ceiling") if row[key] is not None)
-        print(f"{row['name']:{width}s} {row['value']:.3f}{low_high}{beside}  ({row['split']}, n={row['n']})")
+        interval = " to ".join(map(number, row["interval"])) if row["interval"] else ""
+        arrow = "" if row["higher_is_better"] else ' <span class="soft">lower is better</span>'
+        lines.append(f'<tr><td style="text-align: left">{escape(row["name"])}{arrow}</td><td class="value">{number(row["value"])}</td>'
+                     f"<td>{interval}</td>" + "".join(f"<td>{number(row[name])}</td>" for name in columns)
+                     + f'<td>{escape(row["split"])}</td><td>{row["n"]}</td></tr>')
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def number(value: float | None) -> str:
+    """A number for a table: three decimals, four digits from 100 on; "" for None."""
+    return "" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def report_dir() -> Path:
