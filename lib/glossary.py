@@ -408,6 +408,8 @@ PARAMETERS: dict[str, Parameter] = {
     "compare_with": Parameter(Path, "folder of a second trained model, whose answers stand beside the first one's; None: none", optional=True),
     "queries": Parameter(list, "texts that a gallery of clips is searched for"),
     "query_audio": Parameter(list, "audio files that a gallery of clips is searched with (whole paths); []: one clip of another split"),
+    "reports": Parameter(list, "further reports that the scoreboard gathers: names below reports/, or whole paths"),
+    "headline_only": Parameter(bool, "show headline metrics of held-out clips only; the files hold all"),
     "results_shown": Parameter(int, "clips that are shown for each query of a search", 1, 20),
 }
 

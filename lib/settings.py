@@ -27,3 +27,8 @@ def runs_dir() -> Path:
 def reports_dir() -> Path:
     """Folder of rendered reports (`WORKBOOK_REPORTS`, otherwise `reports/`). It may not exist yet."""
     return _folder("WORKBOOK_REPORTS", "reports")
+
+
+def report_folder(name: str) -> Path:
+    """Folder of the report `name`: below `reports_dir()`, or, when `name` is a whole path, that folder."""
+    return reports_dir() / Path(name).expanduser()

@@ -1,14 +1,14 @@
 """The first page of a report: what ran, what failed and why, the headline numbers, and something to listen to."""
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
-from lib.workbook import results
+from lib.workbook import results, sweeps
+from lib.workbook.protocols import ProtocolError
 from lib.files import read_json, write_text
 
 _STYLE = """
@@ -101,7 +101,7 @@ def _metrics(metrics: list[dict]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "value", "95 % interval", *columns, "split", "n"))
     rows = []
     for m in metrics:
-        interval = "–".join(map(_number, m["interval"])) if m["interval"] else ""
+        interval = _interval(m["interval"])
         arrow = "" if m["higher_is_better"] else ' <span class="soft">lower is better</span>'
         rows.append(f'<tr><td>{escape(m["name"])}{arrow}</td><td class="value">{_number(m["value"])}</td><td>{interval}</td>'
                     + "".join(f"<td>{_number(m[c])}</td>" for c in columns) + f'<td>{escape(m["split"])}</td><td>{m["n"]}</td></tr>')
@@ -109,51 +109,55 @@ def _metrics(metrics: list[dict]) -> str:
 
 
 def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
-    """Sweeps: for each notebook and each combination of everything but the seed, mean and 95 % t interval over the seeds.
+    """Sweeps: each variant with mean and 95 % t interval over its seeds, and its difference to the first one, paired by seed.
 
     Runs without a result stay out of the mean, and their number is told beside it.
     """
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, job in jobs.items():
-        if job["combination"]:
-            rest = json.dumps({k: v for k, v in job["combination"].items() if k != "seed"})  # as JSON: "1" is not 1
-            groups.setdefault((job["notebook"], rest), []).append(name)
     lines = []
-    for (_, rest), members in groups.items():
-        title = escape(" · ".join(filter(None, [jobs[members[0]]["title"], _words(json.loads(rest))])))
-        values: dict[tuple[str, str], list[dict]] = {}
-        for name in members:
-            headline = {(m["name"], m["split"]): m for m in documents.get(name, {"metrics": []})["metrics"] if m["headline"]}
-            for key, m in headline.items():
-                values.setdefault(key, []).append(m)
-        for (metric, split), runs in values.items():
-            numbers = [m["value"] for m in runs]
+    for group in sweeps.groups({name: job for name, job in jobs.items() if job["combination"]}):
+        members = list(group.runs.values())
+        title = escape(" · ".join(filter(None, [jobs[members[0]]["title"], _words(group.variant)])))
+        keys = dict.fromkeys((m["name"], m["split"]) for name in members if name in documents
+                             for m in documents[name]["metrics"] if m["headline"])
+        for key in keys:
+            runs = [row for _, row in sweeps.values(group, documents, key).values()]
+            value, interval = sweeps.mean([m["value"] for m in runs])
             chance = [m["chance"] for m in runs if m["chance"] is not None]
-            cells = [_number(statistics.mean(chance)) if len(chance) == len(runs) else "",
-                     "–".join(map(_number, t_interval(numbers))) if len(numbers) > 1 else "",
-                     ", ".join(map(_number, numbers)), _count(len(runs), len(members))]
-            lines.append(f"<tr><td>{title}</td><td>{escape(metric)} ({escape(split)})</td>"
-                         f'<td class="value">{_number(statistics.mean(numbers))}</td>'
-                         + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        if not values and not any(name in documents for name in members):
-            lines.append(f'<tr><td>{title}</td><td colspan="5"></td><td>{_count(0, len(members))}</td></tr>')
+            cells = [_number(statistics.mean(chance)) if len(chance) == len(runs) else "", _interval(interval),
+                     ", ".join(_number(m["value"]) for m in runs), _count(len(runs), len(members)), _difference(group, documents, key)]
+            lines.append(f"<tr><td>{title}</td><td>{escape(key[0])} ({escape(key[1])})</td>"
+                         f'<td class="value">{_number(value)}</td>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        if not keys and not any(name in documents for name in members):
+            lines.append(f'<tr><td>{title}</td><td colspan="5"></td><td>{_count(0, len(members))}</td><td></td></tr>')
     if not lines:
         return []
-    head = "".join(f"<th>{name}</th>" for name in ("", "metric", "mean", "chance", "95 % interval of the mean", "each", "runs"))
+    head = "".join(f"<th>{name}</th>" for name in ("", "metric", "mean", "chance", "95 % interval of the mean", "each", "runs",
+                                                   "minus the first variant, paired by seed"))
     return ["<h2>Over several runs</h2>", f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>']
 
 
-def _count(there: int, wanted: int) -> str:
-    text = f"{there} of {wanted}"
+def _difference(group: sweeps.Group, documents: dict[str, dict], key: tuple[str, str]) -> str:
+    """Cell of a variant's difference to the first one; empty for the first itself."""
+    if group is group.first:
+        return ""
+    try:
+        found = sweeps.difference(group, documents, key)
+    except ProtocolError as error:
+        return f'<span class="missing" title="{escape(str(error), quote=True)}">not compared: other protocol</span>'
+    if found is None:
+        return '<span class="missing">no seed has both</span>'
+    value, interval, pairs = found
+    between = f" [{_interval(interval)}]" if interval else ""
+    return f"{value:+.3f}{between} {_count(pairs, len(group.runs), 'pairs')}"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "–".join(map(_number, interval)) if interval else ""
+
+
+def _count(there: int, wanted: int, what: str = "") -> str:
+    text = f"{there} of {wanted} {what}".rstrip()
     return text if there == wanted else f'<strong class="missing">{text}: {wanted - there} missing</strong>'
-
-
-def t_interval(numbers: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean of at least two numbers by Student's t distribution."""
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(numbers) - 1)) * statistics.stdev(numbers) / len(numbers) ** 0.5
-    return statistics.mean(numbers) - half, statistics.mean(numbers) + half
 
 
 def _listen(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:

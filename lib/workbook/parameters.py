@@ -210,4 +210,4 @@ def check_family(name: str, notebooks: dict[str, Notebook]) -> None:
     """ParameterError with the nearest name when no notebook belongs to family `name`."""
     families = sorted({n.family for n in notebooks.values() if n.family})
     if name not in families:
-        raise _unknown_choice("family", name, families)
+        raise _unknown_choice("family", name, [*families, "all"])

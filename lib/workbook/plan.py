@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from lib.glossary import PARAMETERS, ParameterError, check, unknown
 from lib.workbook import gpus, sources
 from lib.files import digest
+from lib.settings import report_folder
 from lib.workbook.parameters import Notebook, check_family, read_profile, resolve_values
+
+ALL = "all"  # in place of a family: every notebook
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Job:
 
 def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, profile: str | None = None,
               dataset: str | None = None, data_root: str | None = None, settings: dict[str, object] | None = None) -> list[Job]:
-    """Resolve and check everything; jobs come in an order in which each stands after what it needs.
+    """Resolve and check everything; jobs come in an order in which each stands after what it needs. `family` "all" is every one.
 
     Precedence, low to high: notebook defaults, the profile's `all`, its sweep, its section for the notebook, `dataset`,
     `data_root` and `settings`.
@@ -48,6 +51,7 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
     Raises:
         ParameterError: naming the parameter (or family, profile, notebook), what is wrong with it and the fix.
     """
+    family = None if family == ALL else family or None
     if family:
         check_family(family, notebooks)
     folder = next(iter(notebooks.values())).path.parent / "profiles"
@@ -77,11 +81,12 @@ def make_jobs(notebooks: dict[str, Notebook], *, family: str | None = None, prof
             parameters = notebook.defaults | resolve_values(overrides)
             check(parameters, notebook.path.name)
             upstream = [job.id for job in jobs if job.notebook in notebook.after and _belongs(job.combination, combination)]
-            root = parameters.get("data_root")
-            if root is not None and root not in prints:
-                prints[root] = sources.data_fingerprint(root)
+            roots = [parameters.get("data_root"), *(str(report_folder(name) / "results") for name in parameters.get("reports") or [])]
+            for root in roots:
+                if root is not None and root not in prints:
+                    prints[root] = sources.data_fingerprint(root)
             threads = parameters.get("threads") or notebook.threads
-            key = digest(json.dumps(parameters, sort_keys=True), str(threads), digests[name], prints.get(root, ""), *upstream)
+            key = digest(json.dumps(parameters, sort_keys=True), str(threads), digests[name], *(prints.get(root, "") for root in roots), *upstream)
             jobs.append(Job(_identify(name, combination), name, notebook.title, notebook.family, parameters, combination,
                             upstream, threads, key, gpus.needed(parameters)))
     return jobs

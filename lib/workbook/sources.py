@@ -15,18 +15,19 @@ from lib.workbook.parameters import Notebook
 def source_digest(notebook: Notebook, root: Path = ROOT) -> str:
     """Digest of the notebook's cells, the lock and every file of lib that the notebook imports, directly or not.
 
-    The metadata entry `uses` adds files or folders that no import statement names (modules imported by name at run time);
+    The metadata entry `uses` adds files or folders that no import statement names (modules imported by name at run time, YAML files);
     a notebook with a `dataset` parameter uses lib/data.
     """
-    start = set(_modules(notebook.code, package=()))
+    start, others = set(_modules(notebook.code, package=())), set()
     for used in (*notebook.uses, *(["lib/data"] if "dataset" in notebook.defaults else [])):
         path = root / used
         if not path.exists():
             raise ParameterError(f'{notebook.path.name}: its metadata entry "uses" names {used!r}, which is not there; correct it')
-        files = path.rglob("*.py") if path.is_dir() else [path]
-        start |= {tuple(f.relative_to(root).with_suffix("").parts) for f in files}
+        files = [file for kind in ("*.py", "*.yaml") for file in path.rglob(kind)] if path.is_dir() else [path]
+        start |= {tuple(f.relative_to(root).with_suffix("").parts) for f in files if f.suffix == ".py"}
+        others |= {file for file in files if file.suffix != ".py"}
     lock = root / "requirements.txt"
-    files = sorted(_closure(start, root))
+    files = sorted(_closure(start, root) | others)
     texts = [part for file in files for part in (str(file.relative_to(root)), file.read_bytes())]
     return digest(notebook.source, lock.read_bytes() if lock.is_file() else b"", *texts)
 

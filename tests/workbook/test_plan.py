@@ -38,6 +38,34 @@ def test_a_family_brings_what_it_needs_and_no_other_family(house):
     assert [job.id for job in house()][-1] == "90_board" and len(house()) == 6
 
 
+def test_all_is_every_notebook_and_the_board_comes_last(house):
+    everything = house(family="all")
+    assert everything == house() and everything[-1].id == "90_board"
+    assert sorted(everything[-1].upstream) == ["11_a_evaluate", "20_b_train"]
+    with pytest.raises(ParameterError, match="did you mean 'all'"):
+        house(family="al")
+
+
+def test_a_board_alone_depends_on_the_reports_that_it_gathers(house, write_notebook, tmp_path, monkeypatch):
+    """A result that comes into another report makes the board be drawn anew; nothing else is run."""
+    monkeypatch.setenv("WORKBOOK_REPORTS", str(tmp_path / "reports"))
+    write_notebook(house.folder, "90_board", parameters="reports = []  # reports", after=["11_a_evaluate", "20_b_train"])
+    whole = tmp_path / "elsewhere" / "results"
+
+    def board(reports):
+        job, = house(profile="notebooks: [90_board]", settings={"reports": reports})
+        assert job.id == "90_board" and not job.upstream
+        return job.key
+
+    before = board(["quick", str(whole.parent)])
+    assert board(["quick", str(whole.parent)]) == before != board(["quick"])
+    for folder in (tmp_path / "reports/quick/results", whole):
+        folder.mkdir(parents=True)
+        (folder / "10.json").write_text("{}")
+        assert board(["quick", str(whole.parent)]) != before
+        before = board(["quick", str(whole.parent)])
+
+
 def test_a_profile_may_restrict(house):
     assert [job.id for job in house(profile="notebooks: [11_a_evaluate]")] == ["01_data", "10_a_train", "11_a_evaluate"]
 
@@ -155,13 +183,13 @@ def test_key_follows_parameters_notebook_and_data(house, tmp_path):
 def test_source_digest_follows_imports_and_nothing_else(tmp_path, write_notebook):
     root = tmp_path / "program"
     files = {"lib/__init__.py": "", "lib/a/__init__.py": "", "lib/a/one.py": "from . import two", "lib/a/two.py": "from lib.b import thing",
-             "lib/b.py": "thing = 1", "lib/c.py": "", "lib/d.py": "", "requirements.txt": "x==1"}
+             "lib/b.py": "thing = 1", "lib/c.py": "", "lib/d.py": "", "lib/e/f.yaml": "1", "lib/g.yaml": "1", "requirements.txt": "x==1"}
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
-    notebook = read_notebook(write_notebook(tmp_path, "10_x", "%matplotlib inline\nfrom lib.a.one import x", uses=["lib/c.py"]))
+    notebook = read_notebook(write_notebook(tmp_path, "10_x", "%matplotlib inline\nfrom lib.a.one import x", uses=["lib/c.py", "lib/e", "lib/g.yaml"]))
     digest = sources.source_digest(notebook, root)
-    for name in ("lib/b.py", "lib/a/two.py", "lib/a/__init__.py", "lib/c.py", "requirements.txt"):
+    for name in ("lib/b.py", "lib/a/two.py", "lib/a/__init__.py", "lib/c.py", "lib/e/f.yaml", "lib/g.yaml", "requirements.txt"):
         (root / name).write_text(files[name] + "\n# edited")
         assert sources.source_digest(notebook, root) != digest, name
         (root / name).write_text(files[name])
