@@ -90,22 +90,13 @@ def _card(report: Path, job: dict, state: str, why: str, document: dict | None) 
     if document and "skipped" in document["protocol"]:
         rows.append(f'<p class="soft">skipped: {escape(document["protocol"]["skipped"])}</p>')
     if document:
-        rows.append(_metrics([m for m in document["metrics"] if m["headline"]]))
+        rows.append(_headline(document))
     return "\n".join(rows) + "</div>"
 
 
-def _metrics(metrics: list[dict]) -> str:
-    if not metrics:
-        return ""
-    columns = [c for c in ("chance", "baseline", "control", "ceiling") if any(m[c] is not None for m in metrics)]
-    head = "".join(f"<th>{name}</th>" for name in ("", "value", "95 % interval", *columns, "split", "n"))
-    rows = []
-    for m in metrics:
-        interval = _interval(m["interval"])
-        arrow = "" if m["higher_is_better"] else ' <span class="soft">lower is better</span>'
-        rows.append(f'<tr><td>{escape(m["name"])}{arrow}</td><td class="value">{_number(m["value"])}</td><td>{interval}</td>'
-                    + "".join(f"<td>{_number(m[c])}</td>" for c in columns) + f'<td>{escape(m["split"])}</td><td>{m["n"]}</td></tr>')
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+def _headline(document: dict) -> str:
+    rows = [m for m in document["metrics"] if m["headline"]]
+    return results.table(rows) if rows else ""
 
 
 def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
@@ -123,10 +114,10 @@ def _groups(jobs: dict[str, dict], documents: dict[str, dict]) -> list[str]:
             runs = [row for _, row in sweeps.values(group, documents, key).values()]
             value, interval = sweeps.mean([m["value"] for m in runs])
             chance = [m["chance"] for m in runs if m["chance"] is not None]
-            cells = [_number(statistics.mean(chance)) if len(chance) == len(runs) else "", _interval(interval),
-                     ", ".join(_number(m["value"]) for m in runs), _count(len(runs), len(members)), _difference(group, documents, key)]
+            cells = [results.number(statistics.mean(chance)) if len(chance) == len(runs) else "", results.between(interval),
+                     ", ".join(results.number(m["value"]) for m in runs), _count(len(runs), len(members)), _difference(group, documents, key)]
             lines.append(f"<tr><td>{title}</td><td>{escape(key[0])} ({escape(key[1])})</td>"
-                         f'<td class="value">{_number(value)}</td>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+                         f'<td class="value">{results.number(value)}</td>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
         if not keys and not any(name in documents for name in members):
             lines.append(f'<tr><td>{title}</td><td colspan="5"></td><td>{_count(0, len(members))}</td><td></td></tr>')
     if not lines:
@@ -147,12 +138,8 @@ def _difference(group: sweeps.Group, documents: dict[str, dict], key: tuple[str,
     if found is None:
         return '<span class="missing">no seed has both</span>'
     value, interval, pairs = found
-    between = f" [{_interval(interval)}]" if interval else ""
+    between = f" [{results.between(interval)}]" if interval else ""
     return f"{value:+.3f}{between} {_count(pairs, len(group.runs), 'pairs')}"
-
-
-def _interval(interval: tuple[float, float] | None) -> str:
-    return "–".join(map(_number, interval)) if interval else ""
 
 
 def _count(there: int, wanted: int, what: str = "") -> str:
@@ -174,7 +161,7 @@ def _clip(clip: dict) -> str:
     audio, score = clip["audio"], clip.get("score")
     if not audio.startswith("data:audio/"):  # otherwise a file of the report; the quoting leaves no way to name a protocol
         audio = quote(audio)
-    shown = f' <span class="soft">score {_number(score)}</span>' if score is not None else ""
+    shown = f' <span class="soft">score {results.number(score)}</span>' if score is not None else ""
     kind = "video" if audio.endswith(".mp4") else "audio"
     return (f'<figure><strong>{escape(clip["title"])}</strong>{shown}<div>{escape(clip.get("caption", ""))}</div>'
             f'<{kind} controls preload="none" src="{escape(audio, quote=True)}"></{kind}></figure>')
@@ -185,10 +172,6 @@ def _origin(documents: dict[str, dict]) -> list[str]:
     commits = sorted({d["provenance"]["commit"][:12] + (" with local changes" if d["provenance"]["dirty"] else "") for d in documents.values()})
     versions = sorted({f"{k} {v}" for d in documents.values() for k, v in d["versions"].items()})
     return [f'<h2>Made with</h2><p class="soft">commit {escape(", ".join(commits))} · {escape(", ".join(versions))}</p>'] if documents else []
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def _words(combination: dict) -> str:

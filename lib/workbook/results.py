@@ -123,12 +123,16 @@ def table(rows: Sequence[dict]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("", "value", "95 % interval", *columns, "split", "n"))
     lines = []
     for row in rows:
-        interval = " to ".join(map(number, row["interval"])) if row["interval"] else ""
         arrow = "" if row["higher_is_better"] else ' <span class="soft">lower is better</span>'
         lines.append(f'<tr><td style="text-align: left">{escape(row["name"])}{arrow}</td><td class="value">{number(row["value"])}</td>'
-                     f"<td>{interval}</td>" + "".join(f"<td>{number(row[name])}</td>" for name in columns)
+                     f'<td>{between(row["interval"])}</td>' + "".join(f"<td>{number(row[name])}</td>" for name in columns)
                      + f'<td>{escape(row["split"])}</td><td>{row["n"]}</td></tr>')
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def between(interval: Sequence[float] | None) -> str:
+    """An interval for a table: "0.614 to 0.701"; "" for None."""
+    return " to ".join(map(number, interval)) if interval else ""
 
 
 def number(value: float | None) -> str:

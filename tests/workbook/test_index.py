@@ -39,7 +39,7 @@ def test_numbers_stand_beside_chance_baseline_ceiling_and_interval(make):
     text, unfinished = make.build()
     assert not unfinished and "1 of 1 jobs succeeded" in text
     cells = re.sub(r"<[^>]+>", " ", text)
-    for number in ("0.500", "0.400–0.600", "0.020", "0.300", "0.900", "7"):
+    for number in ("0.500", "0.400 to 0.600", "0.020", "0.300", "0.900", "7"):
         assert number in cells
 
 
@@ -75,7 +75,7 @@ def test_sweeps_show_mean_and_t_interval_over_seeds_only(make):
     make("10_a.seed=9", combination={"seed": 0, "threads": 2}, value=0.1)
     text, _ = make.build()
     half = 4.302653 * 0.1 / math.sqrt(3)
-    assert f"{0.6 - half:.3f}–{0.6 + half:.3f}" in text and "0.500, 0.600, 0.700" in text and "3 of 3" in text and "1 of 1" in text
+    assert f"{0.6 - half:.3f} to {0.6 + half:.3f}" in text and "0.500, 0.600, 0.700" in text and "3 of 3" in text and "1 of 1" in text
 
 
 def test_a_group_is_everything_but_the_seed_and_tells_what_is_missing(make):
@@ -90,8 +90,8 @@ def test_a_group_is_everything_but_the_seed_and_tells_what_is_missing(make):
             for row in re.findall(r"<tr><td>.*?</tr>", table)]
     assert len(unfinished) == 4 and len(rows) == 3 and "<script" not in table
     assert [row[0].rpartition(" · ")[2] for row in rows] == ["tau 1", "tau 1.0", "tau 0.05"]
-    assert rows[0][2:] == ["0.300", "0.020", "-0.971–1.571", "0.200, 0.400", "2 of 3: 1 missing", ""]
-    assert rows[1][2:] == ["0.600", "0.020", "0.352–0.848", "0.500, 0.600, 0.700", "3 of 3", "+0.250 [-0.385–0.885] 2 of 3 pairs: 1 missing"]
+    assert rows[0][2:] == ["0.300", "0.020", "-0.971 to 1.571", "0.200, 0.400", "2 of 3: 1 missing", ""]
+    assert rows[1][2:] == ["0.600", "0.020", "0.352 to 0.848", "0.500, 0.600, 0.700", "3 of 3", "+0.250 [-0.385 to 0.885] 2 of 3 pairs: 1 missing"]
     assert rows[2][1:] == ["", "0 of 3: 3 missing", ""]
 
 
