@@ -175,9 +175,9 @@ def test_seeds_of_a_sweep_are_one_sentence_a_variant_and_a_skipped_notebook_says
     board = write.board("one")
     told = findings.sentences(board)
     low, high = stats.t.interval(0.95, 1, loc=0.55, scale=stats.sem([0.5, 0.6]))
-    assert "(tau 0.05, mean of 2 seeds of 3, the others are missing)" in told[0] and f"0.550 [{low:.3f}, {high:.3f}], not told from chance" in told[0]
+    assert "(tau 0.05, mean of 2 seeds of 3, the others are missing; interval over seeds, not clips)" in told[0] and f"0.550 [{low:.3f}, {high:.3f}], not told from chance" in told[0]
     assert "(tau 1.0) text to audio mAP@10 0.200" in told[1] and "44_audiovisual_evaluate was skipped: no videos." in told[4]
-    assert [row["name"] for row in findings.drawn(board, "retrieval")] == ["mAP@10 (tau 0.05, mean of 2 seeds of 3, the others are missing)", "mAP@10 (tau 1.0)"]
+    assert [row["name"] for row in findings.drawn(board, "retrieval")] == ["mAP@10 (tau 0.05, mean of 2 seeds of 3, the others are missing; interval over seeds, not clips)", "mAP@10 (tau 1.0)"]
 
 
 def test_sentences_are_escaped():
