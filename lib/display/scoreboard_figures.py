@@ -14,7 +14,7 @@ _ROW_HEIGHT = 0.36            # inches
 _MOST = 24                    # rows of a panel; the rest stand in the table
 _LONG = 46                    # characters of a line of a row's name
 _EDGES = (-0.35, 1.12)        # of the panel of levels
-_OTHER = {"baseline": dict(marker="s", color=style.BASELINE, markersize=6), "control": dict(marker="X", color=style.CONTROL, markersize=7)}
+_OTHER = {"baseline": dict(marker="s", color=style.BASELINE, markersize=5), "control": dict(marker="X", color=style.CONTROL, markersize=6)}
 _PUBLISHED = dict(marker="D", markerfacecolor="none", markeredgecolor=style.PALETTE[3], markersize=7)
 
 
@@ -83,7 +83,7 @@ def _levels(axes, rows: Sequence[Mapping], marks: dict) -> str:
         _dot(axes, y, place["value"], place["low"], place["high"], marks)
         for name, look in _OTHER.items():
             if place[name] is not None and name != kind:
-                marks[name] = axes.plot(place[name], y, linestyle="none", zorder=2, **look)[0]
+                marks[name] = axes.plot(place[name], y, linestyle="none", zorder=5, **look)[0]
         for value in row["published"]:
             marks["published, same protocol"] = axes.plot(position(value, nothing, best), y, linestyle="none", zorder=5, **_PUBLISHED)[0]
         if not _EDGES[0] <= place["value"] <= _EDGES[1]:

@@ -93,7 +93,7 @@ def _variants(board: Board, notebook: str):
             where = [report] * (len(board.jobs) > 1) + [f"{key} {value}" for key, value in group.variant.items()]
             if len(group.runs) > 1:
                 missing = f" of {len(group.runs)}, the others are missing" if len(documents) < len(group.runs) else ""
-                where.append(f"mean of {len(documents)} seeds{missing}")
+                where.append(f"mean of {len(documents)} seeds{missing}; interval over seeds, not clips")
             if documents:
                 yield ", ".join(where), documents
 

@@ -122,6 +122,18 @@ def test_bits_stand_beside_the_mean_other_quantizers_and_the_ceiling(first):
     assert (first / "reports/test/51_tokenizer_evaluate.html").read_text().count("<audio") >= 8
 
 
+def test_scoreboard_gathers_every_family(first):
+    found, folder = documents(first), first / "reports/test"
+    board = found.pop("90_scoreboard")
+    numbers = {m["name"]: m["value"] for m in board["metrics"]}
+    told = board["protocol"]["findings"]
+    assert numbers["families evaluated"] == len(told) == 5 and not any("no result here" in text or "skipped" in text for text in told)
+    rows = (folder / "scoreboard.csv").read_text().splitlines()[1:]
+    assert len(rows) == sum(len(d["metrics"]) for d in found.values() if d["family"] not in (None, "performance")) == numbers["numbers gathered"]
+    assert [(folder / name).read_bytes()[:4] for name in board["artifacts"]["pictures"]] == 5 * [b"\x89PNG"]
+    assert "cannot share a column" in (folder / "90_scoreboard.html").read_text()
+
+
 def test_index_shows_numbers_and_plays(first):
     index = (first / "reports/test/index.html").read_text()
     assert all(name in index for name in NOTEBOOKS) and "mAP@10" in index and "chance" in index

@@ -40,6 +40,15 @@ def test_runs_of_one_protocol_share_a_column_whatever_their_model(write):
     assert [cell for cell, in table.to_numpy()] == ["0.500 [0.400, 0.600]", "0.600 [0.500, 0.700]", "0.100", "0.900"]
 
 
+def test_validation_is_shown_only_where_nothing_was_evaluated(write):
+    write("one", "10_retrieval_train", [score(split="val")])
+    assert [column[1] for column in scoreboard.columns(write.board("one"), "retrieval")] == ["soundscapes val, n=100"]
+    write("one", NOTEBOOK, [score(), score("R@1", headline=False)])
+    board = write.board("one")
+    assert [column[:2] for column in scoreboard.columns(board, "retrieval")] == [("mAP@10", "soundscapes test, n=100")]
+    assert scoreboard.columns(board, "retrieval", headline_only=False).shape == (4, 3)
+
+
 @pytest.mark.parametrize("entry, protocol, metric, dataset", [
     ("manifest_fingerprint", {"manifest_fingerprint": "bb"}, {}, "soundscapes"), ("split", {}, {"split": "val"}, "soundscapes"),
     ("n", {}, {"n": 101}, "soundscapes"), ("clips", {"n": 21}, {}, "soundscapes"), ("prompts", {"prompts": ["a sound of {}"]}, {}, "soundscapes"),
@@ -50,7 +59,7 @@ def test_another_protocol_is_refused_by_name_and_gets_its_own_column(write, entr
     board = write.board("one", "two")
     with pytest.raises(protocols.ProtocolError, match=rf"one/{NOTEBOOK}.*two/{NOTEBOOK}.*differ in {entry}: "):
         scoreboard.compare(board, "mAP@10")
-    assert scoreboard.columns(board, "retrieval").shape[1] == 2 and len(board.protocols) == 2
+    assert scoreboard.columns(board, "retrieval", headline_only=False).shape[1] == 2 and len(board.protocols) == 2
 
 
 def test_errors_in_db_are_measured_on_the_front_end_so_it_counts(write):
@@ -175,9 +184,9 @@ def test_seeds_of_a_sweep_are_one_sentence_a_variant_and_a_skipped_notebook_says
     board = write.board("one")
     told = findings.sentences(board)
     low, high = stats.t.interval(0.95, 1, loc=0.55, scale=stats.sem([0.5, 0.6]))
-    assert "(tau 0.05, mean of 2 seeds of 3, the others are missing)" in told[0] and f"0.550 [{low:.3f}, {high:.3f}], not told from chance" in told[0]
+    assert "(tau 0.05, mean of 2 seeds of 3, the others are missing; interval over seeds, not clips)" in told[0] and f"0.550 [{low:.3f}, {high:.3f}], not told from chance" in told[0]
     assert "(tau 1.0) text to audio mAP@10 0.200" in told[1] and "44_audiovisual_evaluate was skipped: no videos." in told[4]
-    assert [row["name"] for row in findings.drawn(board, "retrieval")] == ["mAP@10 (tau 0.05, mean of 2 seeds of 3, the others are missing)", "mAP@10 (tau 1.0)"]
+    assert [row["name"] for row in findings.drawn(board, "retrieval")] == ["mAP@10 (tau 0.05, mean of 2 seeds of 3, the others are missing; interval over seeds, not clips)", "mAP@10 (tau 1.0)"]
 
 
 def test_sentences_are_escaped():
