@@ -408,6 +408,11 @@ PARAMETERS: dict[str, Parameter] = {
     "compare_with": Parameter(Path, "folder of a second trained model, whose answers stand beside the first one's; None: none", optional=True),
     "queries": Parameter(list, "texts that a gallery of clips is searched for"),
     "query_audio": Parameter(list, "audio files that a gallery of clips is searched with (whole paths); []: one clip of another split"),
+    # performance
+    "parts": Parameter(list, "what is measured", choices=("features", "training_step", "distances", "quantizer", "ranking", "torchmetrics",
+                                                          "store_epoch", "masked_step", "windows", "video", "front_end")),
+    "work": Parameter(str, "sizes of what is measured: those that ratios were asked for, or tiny ones that show nothing", choices=("asked", "tiny")),
+    "repetitions": Parameter(int, "interleaved runs behind every median", 1, 1000),
     "results_shown": Parameter(int, "clips that are shown for each query of a search", 1, 20),
 }
 
