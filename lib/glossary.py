@@ -409,7 +409,7 @@ PARAMETERS: dict[str, Parameter] = {
     "queries": Parameter(list, "texts that a gallery of clips is searched for"),
     "query_audio": Parameter(list, "audio files that a gallery of clips is searched with (whole paths); []: one clip of another split"),
     # performance
-    "parts": Parameter(list, "what is measured", choices=("features", "training_step", "distances", "quantizer", "ranking", "torchmetrics",
+    "parts": Parameter(list, "what is measured; []: every part", choices=("features", "training_step", "distances", "quantizer", "ranking", "torchmetrics",
                                                           "store_epoch", "masked_step", "windows", "video", "front_end")),
     "work": Parameter(str, "sizes of what is measured: those that ratios were asked for, or tiny ones that show nothing", choices=("asked", "tiny")),
     "repetitions": Parameter(int, "interleaved runs behind every median", 1, 1000),

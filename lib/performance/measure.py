@@ -244,7 +244,7 @@ def growth(name: str, unit: str, make: Callable[[int], Callable[[], object]], si
 def peak(function: Callable[[], object]) -> int | None:
     """Bytes by which the resident memory of this process grows at most while `function` runs; None where the system does not tell
     (Linux does). What earlier work has freed is given back first, so that it is not found again for nothing. At least one page."""
-    with _malloc(mmap_threshold=1 << 17, trim_threshold=0):     # what is freed leaves the resident set at once
+    with _malloc(mmap_threshold=1 << 17, trim_threshold=0), _small_pages():      # what is freed leaves the resident set at once
         gc.collect()
         _libc("malloc_trim", 0)
         try:
@@ -295,6 +295,16 @@ def _malloc(mmap_threshold: int, trim_threshold: int) -> Iterator[None]:
         yield
     finally:
         say(32 * MIB, 64 * MIB)
+
+
+@contextmanager
+def _small_pages() -> Iterator[None]:
+    """No huge pages (Linux): they would count up to 2 MiB for every tensor that begins one."""
+    _libc("prctl", 41, 1, 0, 0, 0)                              # PR_SET_THP_DISABLE
+    try:
+        yield
+    finally:
+        _libc("prctl", 41, 0, 0, 0, 0)
 
 
 @contextmanager

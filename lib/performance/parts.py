@@ -44,7 +44,7 @@ PARTS: dict[str, Part] = {
         lambda folder, n, tiny: ranking.against_torchmetrics(repetitions=n, **_sizes(tiny, queries=50, items=40, clips=100, classes=10))),
     "store_epoch": Part(
         lambda folder, n, tiny: store_epoch.compared(folder, **_sizes(tiny, seconds=1.0, size=store_epoch.TINY)),
-        lambda folder, n, tiny: store_epoch.grown(folder, repetitions=n, **_sizes(tiny, sizes=(16, 32, 48, 64)))),
+        lambda folder, n, tiny: store_epoch.grown(folder, repetitions=n, **_sizes(tiny, sizes=(16, 32, 64, 128)))),
     "masked_step": Part(
         lambda folder, n, tiny: masked_step.compared(repetitions=n, **_sizes(tiny, clips=1, width=64, layers=2, frames=2, pixels=64)),
         lambda folder, n, tiny: masked_step.grown(repetitions=n, **_sizes(tiny, sizes=(1, 2, 4, 8), layers=1, pixels=64))),
@@ -54,7 +54,7 @@ PARTS: dict[str, Part] = {
         lambda folder, n, tiny: windows.grown(folder, repetitions=n, **_sizes(tiny, sizes=(5, 10, 20, 40)))),
     "video": Part(
         lambda folder, n, tiny: video.one_pass(video.make(folder / "a.mp4", 2.0 if tiny else 10.0), n) + video.against_opencv(folder / "a.mp4", n),
-        lambda folder, n, tiny: video.grown(video.make(folder / "b.mp4", 4.0 if tiny else 16.5), repetitions=n,
+        lambda folder, n, tiny: video.grown(video.make(folder / "b.mp4", 4.0 if tiny else 32.5), repetitions=n,
                                             **_sizes(tiny, sizes=(1, 2, 3, 4)))),
     "front_end": Part(
         lambda folder, n, tiny: front_end.compared(repetitions=n, **_sizes(tiny, count=2, seconds=1.0)),

@@ -1,6 +1,7 @@
 """Metrics of rankings: ours against a loop over queries, and against torchmetrics; growth with queries and with the gallery."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from lib.evaluation.retrieval import query_metrics, ranked_query_metrics, retrieval_metrics
 from lib.evaluation.tagging import tagging_metrics
-from lib.performance.measure import Comparison, Growth, compare, growth, need
+from lib.performance.measure import Comparison, Growth, compare, growth, need, slope
 
 QUERIES, ITEMS = 5225, 1045     # captions and clips of Clotho's evaluation set
 ASKED = 15
@@ -92,10 +93,10 @@ def tagged(clips: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return order.view(clips, classes) / order.numel(), targets         # within 0 .. 1: torchmetrics would squash others
 
 
-def grown(queries=(50_000, 100_000, 200_000, 400_000), items=(20_000, 40_000, 80_000, 160_000), clips=(4000, 8000, 16_000, 32_000),
-          repetitions: int = 3, gallery: int = 100, d: int = 128) -> list[Growth]:
+def grown(queries=(150_000, 300_000, 600_000, 1_200_000), items=(20_000, 40_000, 80_000, 160_000), clips=(2500, 5000, 10_000, 20_000),
+          repetitions: int = 3, gallery: int = 50, d: int = 128) -> list[Growth]:
     """Metrics over queries (few items: results outweigh the block of scores that is compared at a time), ranking over the items of a gallery,
-    whose memory stays what it is, and tagging over clips."""
+    whose memory stays what it is, and tagging over clips, which sorts the scores of each class: n log n."""
     generator = torch.Generator().manual_seed(0)
 
     def of_matrix(count):
@@ -112,4 +113,5 @@ def grown(queries=(50_000, 100_000, 200_000, 400_000), items=(20_000, 40_000, 80
     return [growth(f"retrieval metrics, {gallery} items", "queries", of_matrix, queries, repetitions),
             growth("ranking without a matrix, 512 queries", "items", lambda count: lambda: ranked_query_metrics(asked, vectors[:count], wanted),
                    items, repetitions, memory_order=0.0),
-            growth("tagging metrics, 50 classes", "clips", of_tags, clips, repetitions)]
+            growth("tagging metrics, 50 classes", "clips", of_tags, clips, repetitions,
+                   time_order=slope(clips, [count * math.log(count) for count in clips]))]

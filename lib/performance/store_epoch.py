@@ -109,11 +109,13 @@ def compared(folder: Path, clips: int = 16, seconds: float = SECONDS, size: dict
     return [Comparison(**vars(found) | {"ours": found.ours[skip:], "theirs": found.theirs[skip:]})]
 
 
-def grown(folder: Path, sizes=(64, 128, 256, 512), repetitions: int = 3) -> list[Growth]:
-    """An epoch from the store over clips; memory is that of a batch."""
+def grown(folder: Path, sizes=(256, 512, 1024, 2048), repetitions: int = 3) -> list[Growth]:
+    """An epoch from the store over clips (the same few again and again: what they hold does not matter); memory is that of a batch."""
     with _data_in(folder / "data"):
-        config, manifest, _ = prepared(folder, max(sizes), 0.5, TINY)
+        config, manifest, _ = prepared(folder, 16, 0.5, TINY)
         learner = Hyperbolic(config, manifest)
+    again = np.arange(max(sizes)) % len(learner.rows)
+    learner.rows, learner.audio, learner.targets = learner.rows[again], learner.audio[again], learner.targets[again]
     optimizer = torch.optim.Adam([p for p in learner.model.parameters() if p.requires_grad], lr=1e-4)
     given = list(learner.batches(0, 0))
 
