@@ -410,6 +410,11 @@ PARAMETERS: dict[str, Parameter] = {
     "query_audio": Parameter(list, "audio files that a gallery of clips is searched with (whole paths); []: one clip of another split"),
     "reports": Parameter(list, "further reports that the scoreboard gathers: names below reports/, or whole paths"),
     "headline_only": Parameter(bool, "show headline metrics of held-out clips only; the files hold all"),
+    # performance
+    "parts": Parameter(list, "what is measured; []: every part", choices=("features", "training_step", "distances", "quantizer", "ranking", "torchmetrics",
+                                                          "store_epoch", "masked_step", "windows", "video", "front_end")),
+    "work": Parameter(str, "sizes of what is measured: those that ratios were asked for, or tiny ones that show nothing", choices=("asked", "tiny")),
+    "repetitions": Parameter(int, "interleaved runs behind every median", 1, 1000),
     "results_shown": Parameter(int, "clips that are shown for each query of a search", 1, 20),
 }
 

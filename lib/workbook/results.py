@@ -209,8 +209,14 @@ def validate(document: dict) -> None:
 
 
 def stable(document: dict) -> dict:
-    """The document without what differs from run to run (times, memory, host, commit, folders): equal for equal runs."""
-    return {key: value for key, value in document.items() if key != "provenance"}
+    """The document without what differs from run to run (times, memory, host, commit, folders): equal for equal runs.
+
+    Where times are the result itself (its protocol says "measures": "times"), what was measured is left: names, not numbers.
+    """
+    kept = {key: value for key, value in document.items() if key != "provenance"}
+    if document["protocol"].get("measures") == "times":
+        kept |= {"metrics": sorted({row["name"] for row in document["metrics"]}), "artifacts": {}}
+    return kept
 
 
 def upstream(notebook: str) -> dict:

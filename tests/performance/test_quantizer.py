@@ -1,7 +1,6 @@
 """Binary spherical quantizer against vector-quantize-pytorch's spherical LFQ: forward and backward of 32 x 512 tokens of 18 bits.
 
-LFQ in training mode with two codebooks of 2^9 codes and its per-sample entropy on all tokens, as it comes. Ours is given what LFQ does
-inside: each half of a token at unit length. One codebook of all 2^18 codes is tried at the largest batch whose memory stays below 4 GB.
+One codebook of all 2^18 codes is tried at the largest batch whose memory stays below 4 GB.
 """
 import subprocess
 import sys
@@ -9,15 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-from torch.nn.functional import normalize
-from vector_quantize_pytorch import LFQ
 
-from lib.quantize.bsq import BinarySphericalQuantizer
-from tests.performance.stock import compare, threads
+from lib.performance import quantizer
+from lib.performance.measure import threads
 
-BITS, CLIPS, TOKENS, TEMPERATURE = 18, 32, 512, 100.0       # LFQ's default temperature
-FASTER = {("analytical", 1): 15.0, ("group", 9): 1.3}
 LIMIT = 4 * 2**30
 
 # one forward and backward in a process of its own, whose largest resident memory it prints
@@ -42,39 +36,14 @@ print(seconds, next(int(line.split()[1]) * 1024 for line in open("/proc/self/sta
 """
 
 
-def halves():
-    random = torch.randn(CLIPS, TOKENS, 2, BITS // 2, generator=torch.Generator().manual_seed(0))
-    return normalize(random, dim=-1).flatten(-2)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("way, size", FASTER)
-def test_faster_with_the_same_entropy(way, size):
-    # log-odds 4 T s z: the scale is 1 / sqrt(18) here and 1 / 3 there
-    ours = BinarySphericalQuantizer(BITS, size, TEMPERATURE * 2**0.5, way).train()
-    library = LFQ(codebook_size=2**9, num_codebooks=2, dim=BITS, spherical=True).train()
-    z, weight = halves(), torch.randn(BITS, generator=torch.Generator().manual_seed(1))
-
-    def run(quantize):
-        tokens = z.clone().requires_grad_()
-        codes, loss, entropy = quantize(tokens)
-        ((codes * weight).mean() + loss).backward()
-        return float(entropy.detach())
-
-    def ours_of(tokens):
-        found = ours(tokens)
-        return found.codes, found.loss, found.persample_entropy / 2
-
-    def library_of(tokens):
-        (codes, _, loss), parts = library(tokens, inv_temperature=TEMPERATURE, return_loss_breakdown=True)
-        return codes, loss, parts.per_sample_entropy
-
+def test_faster_with_the_same_entropy():
     with threads(2):
-        difference = abs(run(ours_of) - run(library_of))
-        found = compare(f"BSQ {way}, groups of {size}", lambda: run(ours_of), lambda: run(library_of))
-    print(f"\n{found}\n  per-sample entropies differ by {difference:.1e} nats")
-    assert difference <= 1e-4
-    found.require(FASTER[way, size])
+        found = quantizer.compared(clips=32, repetitions=5)
+    print("", *found, sep="\n")
+    assert [one.asked for one in found] == [15.0, 1.3]
+    for one in found:
+        one.require()
 
 
 def whole(way, count):

@@ -99,3 +99,11 @@ def test_start_prints_versions_and_a_report_without_machine_path(folder, capsys)
     workbook.start("10_a_train")
     text = capsys.readouterr().out
     assert all(word in text for word in ("python", "torch", "transformers", "devices", "threads", "commit")) and str(folder) not in text
+
+
+def test_times_are_compared_by_what_was_measured(folder):
+    """Results that are times differ from run to run: what is stable of them is which ones there are."""
+    other = results.metric("another", 1.0, n=1, split="test")
+    timed, again, fewer = (results.read(results.write("91_performance", rows, protocol={"measures": "times"}, artifacts={"seconds": len(rows)}))
+                           for rows in ([one(value=0.6), other], [other, one(value=0.7)], [one(value=0.6)]))
+    assert results.stable(timed) == results.stable(again) != results.stable(fewer)

@@ -1,25 +1,21 @@
-"""What the performance tests compare with: the public baseline's way, hear21passt as it comes and RoBERTa with eager attention.
+"""What PaSST and its training step are compared with: the public baseline's way, hear21passt as it comes and RoBERTa with eager attention.
 
 Both ways are the same `DualEncoder` around other towers, with the same weights, captions and padding: only the encoders differ.
 """
+from __future__ import annotations
+
 import contextlib
 import copy
 import io
-import resource
-import statistics
-import time
 import warnings
-from dataclasses import dataclass
 
 import torch
-from hear21passt.models import passt as hear21
-from hear21passt.models.preprocess import AugmentMelSTFT
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
 from lib.encoders import text
 from lib.encoders.dual import DualEncoder
-from lib.encoders.passt import PasstEncoder, segments_that_count
+from lib.encoders.passt import PasstEncoder, hear21, segments_that_count
 from lib.losses.contrastive import contrastive_loss
 
 VOCABULARY = 50265      # of the published RoBERTa: its embedding is a fifth of what AdamW updates
@@ -33,6 +29,8 @@ class StockPasst(nn.Module):
 
     def __init__(self, encoder: PasstEncoder):
         super().__init__()
+        from hear21passt.models.preprocess import AugmentMelSTFT
+
         config, own = encoder.config, encoder.network
         patchout = dict(s_patchout_t=own.s_patchout_t, s_patchout_f=own.s_patchout_f)
         frames, seconds = config.front_end.frames(config.segment_samples), config.segment_seconds
@@ -97,63 +95,3 @@ def loss_of(model: DualEncoder, waveform: Tensor, durations: Tensor, texts: list
     """The contrastive loss of clips with one caption each."""
     audio, written = model(waveform, durations, texts)
     return contrastive_loss(model.logits(audio, written), torch.eye(len(texts), dtype=torch.bool, device=waveform.device))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Medians of interleaved runs, each (wall seconds, CPU seconds of this process), and how many cores the stock runs were given."""
-
-    name: str
-    ours: tuple[float, float]
-    stock: tuple[float, float]
-    repetitions: int
-    threads: int
-
-    @property
-    def cores(self) -> float:
-        return self.stock[1] / self.stock[0]
-
-    @property
-    def faster(self) -> dict[str, float]:
-        """Stock over ours, by wall clock and by CPU time."""
-        return {"wall": self.stock[0] / self.ours[0], "CPU": self.stock[1] / self.ours[1]}
-
-    def __str__(self) -> str:
-        return (f"{self.name}: {self.faster['wall']:.2f} times faster by the wall clock, {self.faster['CPU']:.2f} by CPU time (ours "
-                f"{self.ours[0]:.2f} s wall, {self.ours[1]:.2f} s CPU; stock {self.stock[0]:.2f} s, {self.stock[1]:.2f} s; medians of "
-                f"{self.repetitions} interleaved runs, the stock ones had {self.cores:.1f} of {self.threads} cores)")
-
-    def require(self, times: float) -> None:
-        """Both ratios must reach `times`. The wall clock counts only where the stock runs had their cores: on a machine that is
-        busy with other work it measures that work, CPU time does not."""
-        judged = self.faster if self.cores >= 0.8 * self.threads else {"CPU": self.faster["CPU"]}
-        assert min(judged.values()) >= times, f"{self}: at least {times} is required of {' and '.join(judged)}"
-
-
-def compare(name: str, ours, stock, repetitions: int = 5) -> Comparison:
-    """Run `ours()` and `stock()` in turns; both have to have run before, as the first run of each pays for memory."""
-    found = medians({"ours": ours, "stock": stock}, repetitions)
-    return Comparison(name, found["ours"], found["stock"], repetitions, torch.get_num_threads())
-
-
-def medians(ways: dict, repetitions: int = 5) -> dict[str, tuple[float, float]]:
-    """Median (wall, CPU) seconds of functions that are run in turns."""
-    spent = {way: [] for way in ways}
-    for number in range(repetitions):
-        for way in list(ways)[::-1 if number % 2 else 1]:       # what runs second may find the machine warmer
-            begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
-            ways[way]()
-            wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF)
-            spent[way].append((wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime))
-    return {way: tuple(statistics.median(column) for column in zip(*rows)) for way, rows in spent.items()}
-
-
-@contextlib.contextmanager
-def threads(count: int):
-    """torch computes with `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
