@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -67,13 +69,15 @@ def read_values(notebook: Notebook, path: Path | None) -> dict[str, object]:
     return values
 
 
-def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], threads: int | None = None, key: str = "") -> str | None:
+def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], threads: int | None = None, key: str = "",
+        gpu: bool = True) -> str | None:
     """Execute and render one notebook. Returns None on success, otherwise what went wrong (with the end of the traceback).
 
     Args:
         values: parameters that differ from the notebook's own; already checked.
         threads: of the numerical libraries; default: the notebook's `threads` parameter or metadata.
         key: digest of all the result depends on, kept in the status so that the index can tell an outdated result.
+        gpu: False hides the GPUs of the machine, which belong to others.
     """
     for folder in ("results", "status", "logs"):
         (report / folder).mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     _end_earlier(read_json(status) or {})
     execution, began = new_mark(), time.time()
     state = {"job": job, "notebook": notebook.name, "key": key, "state": "running", "started": began, "pid": os.getpid(),
-             "execution": execution}
+             "execution": execution, "host": platform.node(), "slurm": os.environ.get("SLURM_JOB_ID")}
     write_json(status, state)
     for stale in (marker, output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
@@ -90,9 +94,9 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     threads = threads or values.get("threads") or notebook.defaults.get("threads") or notebook.threads
     environment = {"WORKBOOK_REPORT": str(report), "WORKBOOK_JOB": job, "WORKBOOK_EXECUTION": execution, "PYTHONHASHSEED": "0",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-                   **{name: str(threads) for name in _THREAD_VARIABLES}}
+                   **{name: str(threads) for name in _THREAD_VARIABLES}, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     try:
-        with gpus.take(notebook.defaults | values, say=lambda text: say(job, text)) as taken:
+        with gpus.take(notebook.defaults | values if gpu else {}, say=lambda text: say(job, text)) as taken:
             if taken:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
                 say(job, f"on GPU {', '.join(taken)}")
@@ -101,8 +105,8 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
                 failure = failure or _judge(output, marker, execution)
             finally:
                 end_marked("WORKBOOK_EXECUTION", execution)
-    except KeyboardInterrupt:
-        failure = "interrupted"
+    except KeyboardInterrupt as error:
+        failure = str(error) or "interrupted"
     except (Busy, ParameterError) as error:
         failure = str(error)
     try:
@@ -157,6 +161,7 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
     """Run papermill; what it says went wrong, or None."""
     import lib.schemas  # noqa: F401  before papermill, which imports jsonschema: see there
     import papermill
+    from traitlets.config import Config
 
     temporary = _scratch(environment["WORKBOOK_EXECUTION"])
     temporary.mkdir(mode=0o700)
@@ -168,11 +173,14 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
         write_json(kernel, {"argv": launch, "display_name": "Python 3", "language": "python"})
         os.environ.update(environment, JUPYTER_PATH=str(temporary), JUPYTER_RUNTIME_DIR=str(temporary / "runtime"),
                           IPYTHONDIR=str(temporary / "ipython"))
+        # Sockets in our own folder: kernels that start at the same moment now and then choose the same TCP port, and one of them dies.
+        # A socket's path has about 100 characters at most, whatever the folder of temporary files is called.
+        sockets = {"transport": "ipc", "ip": str(temporary / "socket")} if len(str(temporary)) < 80 else {}
         log = _Log(file, job)
         try:
             papermill.execute_notebook(notebook.path, output, parameters=changed, kernel_name="python3", language="python",
                                        progress_bar=False, cwd=notebook.path.parent, stdout_file=log, stderr_file=log,
-                                       start_timeout=180)
+                                       start_timeout=180, config=Config(KernelManager=sockets))
         except papermill.exceptions.PapermillExecutionError as error:
             from lib.workbook.render import plain
 
@@ -231,14 +239,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parameters", type=Path, help="YAML file of name: value")
     parser.add_argument("--threads", type=int, help="threads of the numerical libraries")
     parser.add_argument("--key", default="", help="digest of what the result depends on")
+    parser.add_argument("--no-gpu", dest="gpu", action="store_false", help="stay on the CPU, whatever the machine has")
     args = parser.parse_args(arguments)
+    if os.environ.get("SLURM_JOB_ID"):  # half a minute before it kills a job, Slurm says so: time for the page
+        signal.signal(signal.SIGTERM, _ended_by_slurm)
     try:
         notebook = read_notebook(args.notebook.absolute())
         values = read_values(notebook, args.parameters)
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if run(notebook, args.job or notebook.name, args.report.absolute(), values, args.threads, args.key) else 0
+    return 1 if run(notebook, args.job or notebook.name, args.report.absolute(), values, args.threads, args.key, args.gpu) else 0
+
+
+def _ended_by_slurm(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise KeyboardInterrupt(f"Slurm ended job {os.environ['SLURM_JOB_ID']}: it was cancelled or pre-empted, or its time was up")
 
 
 if __name__ == "__main__":
