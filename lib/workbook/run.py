@@ -21,7 +21,7 @@ from pathlib import Path
 from lib.glossary import ParameterError, check, unknown
 from lib.settings import ROOT, data_dir, runs_dir
 from lib.workbook import gpus, results
-from lib.files import read_json, write_json
+from lib.files import read_json, write_json, write_text
 from lib.workbook.parameters import Notebook, load_yaml, read_notebook
 from lib.workbook.processes import Busy, end_marked, new_mark
 
@@ -82,7 +82,11 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     for folder in ("results", "status", "logs"):
         (report / folder).mkdir(parents=True, exist_ok=True)
     marker, status, output = report / "results" / f"{job}.json", report / "status" / f"{job}.json", report / f"{job}.ipynb"
-    _end_earlier(read_json(status) or {})
+    earlier = read_json(status) or {}
+    if _restored(earlier, key, marker, report):
+        say(job, "done before: Slurm had queued it again after its end")
+        return None
+    _end_earlier(earlier)
     execution, began = new_mark(), time.time()
     state = {"job": job, "notebook": notebook.name, "key": key, "state": "running", "started": began, "pid": os.getpid(),
              "execution": execution, "host": platform.node(), "slurm": os.environ.get("SLURM_JOB_ID")}
@@ -118,6 +122,8 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     seconds = round(time.time() - began, 1)
     write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds,
                                 "failure": failure, "artifacts": [] if failure else made(results.read(marker), report)})
+    if not failure and state["slurm"]:
+        write_text(_kept(status), marker.read_text(encoding="utf-8"))
     done = "skipped: nothing to do with these data" if not failure and marker_says_skipped(marker) else f"done in {seconds:.0f} s"
     say(job, done if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
     return failure
@@ -144,6 +150,25 @@ def is_there(artifact: str, report: Path) -> bool:
     """Whether an artifact (absolute, or relative to the runs, data or report folder) is a file or a folder that is not empty."""
     paths = [os.path.join(folder, artifact) for folder in (runs_dir(), data_dir(), report)] if artifact else []
     return any(os.path.isfile(path) or os.path.isdir(path) and any(os.scandir(path)) for path in paths)
+
+
+def _kept(status: Path) -> Path:
+    return status.with_name(f".{status.stem}.result")
+
+
+def _restored(earlier: dict, key: str, marker: Path, report: Path) -> bool:
+    """Whether this Slurm job had done this very job when it lost its node, or was pre-empted, before Slurm heard of its end.
+
+    Then its result, which Snakemake has removed by now, is put back.
+    """
+    same = earlier.get("state") == "ok" and earlier["key"] == key and earlier.get("slurm") is not None
+    kept = _kept(report / "status" / marker.name)
+    if not same or earlier["slurm"] != os.environ.get("SLURM_JOB_ID") or not kept.is_file():
+        return False
+    if not all(is_there(name, report) for name in earlier["artifacts"]):
+        return False
+    write_text(marker, kept.read_text(encoding="utf-8"))
+    return True
 
 
 def _end_earlier(status: dict) -> None:

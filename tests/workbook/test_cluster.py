@@ -171,6 +171,24 @@ def test_ctrl_c_cancels_the_slurm_jobs(slurm):
     assert (root / "reports" / "test" / ".lock").read_text() == "" and "10_a: it was interrupted" in said
 
 
+def test_a_job_that_was_done_when_slurm_queued_it_again_is_not_run_twice(tmp_path, write_notebook, monkeypatch):
+    path, report_folder = write_notebook(tmp_path, "10_a"), tmp_path / "report"
+    marker = report_folder / "results" / "10_a.json"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    def execution() -> str:
+        """Which execution the result is of, after `lib.workbook.run` found it removed, as Snakemake does before it runs a job."""
+        marker.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "lib.workbook.run", f"--notebook={path}", f"--report={report_folder}", "--key=k"]
+        assert subprocess.run(command, cwd=ROOT, timeout=120).returncode == 0
+        return read_json(marker)["provenance"]["execution"]
+
+    first = execution()
+    assert execution() == first, "the same Slurm job"
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert execution() != first
+
+
 def test_only_the_jobs_of_the_session_are_cancelled(tmp_path, monkeypatch):
     notes = fake_slurm.install(tmp_path, monkeypatch, wait=0)
     mark, other = new_mark(), new_mark()
