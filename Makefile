@@ -1,7 +1,7 @@
 # Every command sets up .venv by itself (Python 3.11, about 6 GB, a few minutes, once). VENV=folder uses an existing
 # environment instead and installs nothing.
 .DEFAULT_GOAL := help
-.PHONY: help report test test-browser chromium lab clean
+.PHONY: help report prefetch test test-browser chromium test-slurm lab clean
 SHELL := /bin/sh
 
 VENV ?=
@@ -12,13 +12,16 @@ READY := $(if $(VENV),,.venv/.ready)
 # This clone's lib, also when several clones share one environment. What the commands take is handed over through the
 # environment, so that no value is ever read as shell code.
 export PYTHONPATH := $(CURDIR)
-export FAMILY PROFILE DATASET DATA_ROOT RUN SET JOBS SNAKEMAKE CHROMIUM
+export FAMILY PROFILE DATASET DATA_ROOT RUN SET JOBS CLUSTER SNAKEMAKE CHROMIUM
 
 help: ## say what there is (this)
 	@echo "make report  run the notebooks and write reports/<run>/index.html"
 	@echo "             FAMILY=retrieval PROFILE=tiny DATASET=esc50 DATA_ROOT=folder RUN=name SET=\"seed=1 num_samples=200\" JOBS=cores"
+	@echo "             CLUSTER=slurm runs them as Slurm jobs; CLUSTER=folder as a copy of notebooks/profiles/slurm says (JOBS=jobs at a time)"
+	@echo "make prefetch  get the weights and data sets that make report with the same choices needs, where nodes have no network"
 	@echo "make test    run the test suite (TESTS=\"tests/workbook -k runner\" for a part of it)"
 	@echo "make test-browser  drive notebook 12 and the Poincaré disk with a real browser (needs Debian's package chromium)"
+	@echo "make test-slurm  all families through a Slurm of this machine's own (needs Debian's packages slurm-wlm and munge)"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make clean   delete the reports and caches of this folder (data/, runs/ and .venv/ stay)"
 	@echo "All of them take VENV=folder, an existing environment; otherwise .venv is made when needed."
@@ -26,7 +29,11 @@ help: ## say what there is (this)
 report: $(READY) ## run the notebooks and build the report
 	@echo "make report: running the notebooks that are not up to date, then building the index"
 	@"$(PYTHON)" -m lib.workbook.report --family="$$FAMILY" --profile="$$PROFILE" --dataset="$$DATASET" \
-		--data-root="$$DATA_ROOT" --set="$$SET" --run="$$RUN" --jobs="$$JOBS" --snakemake="$$SNAKEMAKE"
+		--data-root="$$DATA_ROOT" --set="$$SET" --run="$$RUN" --jobs="$$JOBS" --cluster="$$CLUSTER" --snakemake="$$SNAKEMAKE"
+
+prefetch: $(READY) ## get weights and data sets beforehand
+	@echo "make prefetch: looking for the weights and data sets of these jobs, getting those that are missing"
+	@"$(PYTHON)" -m lib.workbook.prefetch --family="$$FAMILY" --profile="$$PROFILE" --dataset="$$DATASET" --data-root="$$DATA_ROOT" --set="$$SET"
 
 test: $(READY) ## run the test suite
 	@echo "make test: running the test suite in $(TEST_PROCESSES) processes, about 6 minutes on 2 cores"
@@ -39,6 +46,12 @@ test-browser: chromium $(READY) ## drive JupyterLab in a real browser
 chromium: # asked for first, so that nothing is installed in vain
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { echo "error: the system package chromium is missing. As root:" \
 		"apt-get install chromium (Debian); or name another Chromium: make test-browser CHROMIUM=/path/of/it" >&2; exit 2; }
+
+test-slurm: $(READY) ## run all families through a real Slurm
+	@for program in munged slurmctld slurmd sbatch; do PATH="$$PATH:/usr/sbin" command -v "$$program" >/dev/null || { \
+		echo "error: $$program is missing. As root: apt-get install slurm-wlm munge (Debian)" >&2; exit 2; }; done
+	@echo "make test-slurm: all families on profile tiny through a Slurm started for it, about 5 minutes on 2 cores"
+	@WORKBOOK_SLURM=1 "$(PYTHON)" -m pytest tests/slurm
 
 # One message of a widget may be as large as a recording that is uploaded to search with: 256 MB instead of 10.
 lab: $(READY) ## open JupyterLab

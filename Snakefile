@@ -18,8 +18,9 @@ rule all:
 for number, job in enumerate(PLAN["jobs"]):
 
     # The marker that the notebook's last cell writes is the only declared output: Snakemake deletes what is declared when
-    # a job fails or before it is repeated, and pages, logs and checkpoints have to survive that. The parameters below are
-    # what makes Snakemake repeat a job: `key` digests the resolved values, the lib sources, the lock and the data.
+    # a job fails or before it is repeated, and pages, logs and checkpoints have to survive that. Which markers are of the
+    # plan is decided before (`key` digests the resolved values, the lib sources, the lock and the data): Snakemake makes
+    # those that are missing, and what comes after them. On a cluster `resources` says what the job asks for.
     rule:
         name:
             f"job_{number}_" + re.sub(r"\W", "_", job["id"])  # the number keeps apart what \W would make one
@@ -32,9 +33,10 @@ for number, job in enumerate(PLAN["jobs"]):
             notebook=job["notebook"],
             threads=job["threads"],
             key=job["key"],
+            options="" if job.get("resources", job)["gpu"] or "resources" not in job else "--no-gpu",
         threads: job["threads"]
         resources:
-            gpu=job["gpu"],
+            **job.get("resources", {"gpu": job["gpu"]}),
         shell:
             "{PYTHON:q} -m lib.workbook.run --notebook {NOTEBOOKS:q}/{params.notebook:q}.ipynb --job {params.job:q} --report . "
-            "--parameters parameters/{params.job:q}.yaml --threads {params.threads} --key {params.key}"
+            "--parameters parameters/{params.job:q}.yaml --threads {params.threads} --key {params.key} {params.options}"

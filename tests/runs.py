@@ -1,6 +1,7 @@
 """What tests ask of whole runs: the same bits after a stop, one process and two the same, no trace of kills."""
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,24 @@ def torchrun(*arguments, processes=2, environment=None) -> str:
                           capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def on_two_nodes(*arguments, environment=None) -> None:
+    """Run a module with `torchrun` on two "nodes": two process groups on this machine, of one process each, that meet at a port of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1",
+              "--master-port", str(port)]
+    nodes = [subprocess.Popen([*common, "--node-rank", str(rank), "-m", *map(str, arguments)], text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {}), start_new_session=True)
+             for rank in range(2)]
+    try:
+        said = [node.communicate(timeout=300)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(said)
 
 
 def stop_and_resume(family, config, manifest, folder, stop: int):

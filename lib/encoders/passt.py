@@ -170,6 +170,13 @@ class PasstConfig:
         return asdict(self)
 
 
+def published_file(name: str) -> Path | None:
+    """The release file of a name of hear21passt's, downloaded once into the data folder's `weights/`; None: it is no such name."""
+    url = hear21.default_cfgs.get(name, {}).get("url", "")
+    path = data_dir() / "weights" / url.rpartition("/")[2]
+    return (path if path.exists() else fetch(url, path)) if url else None
+
+
 def segments_that_count(durations: Tensor, segment_seconds: float, available: int) -> Tensor:
     """How many leading segments of each clip hold audio.
 
@@ -267,11 +274,7 @@ class PasstEncoder(nn.Module):
             FileNotFoundError: neither a file nor a name.
             ValueError: naming the file and the missing or unexpected entries (another size or input length).
         """
-        path = Path(source).expanduser()
-        url = hear21.default_cfgs.get(str(source), {}).get("url", "")
-        if url:
-            path = data_dir() / "weights" / url.rpartition("/")[2]
-            path = path if path.exists() else fetch(url, path)
+        path = published_file(str(source)) or Path(source).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"PaSST weights {str(source)!r} are no file; give an official state dict, or the name "
                                     "'passt_s_p16_s16_128_ap468' to download it")

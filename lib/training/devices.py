@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 
 from lib import distributed
@@ -42,12 +43,13 @@ def fabric(device: str, precision: str = "auto", threads: int = 2) -> Fabric:
         ValueError: fewer CUDA devices than processes on this machine.
     """
     torch.set_num_threads(threads)
-    warnings.filterwarnings("ignore", message="The `srun` command is available")     # a notebook is one process, whatever the machine has
     where = resolve(device)
     if precision == "auto":
         precision = "16-mixed" if where.type == "cuda" else "32-true"
     if not distributed.launched():
-        return Fabric(accelerator=where.type, devices=[where.index] if where.type == "cuda" else 1, precision=precision)
+        # said outright: where there is a Slurm, Fabric would ask it, and tell people to start notebooks with srun
+        return Fabric(accelerator=where.type, devices=[where.index] if where.type == "cuda" else 1, precision=precision,
+                      plugins=[LightningEnvironment()])
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     if where.type == "cuda" and torch.cuda.device_count() < here:
         raise ValueError(f"devices={here}: this machine has {torch.cuda.device_count()} CUDA devices; lower devices")

@@ -90,6 +90,8 @@ def _try(count: int, names: list[str], folder: Path, held: ExitStack) -> list[st
 
 
 def _folder() -> Path:
-    # Slurm numbers the GPUs of every allocation from 0: names mean the same GPU only within one.
-    scope = [str(os.getuid()), *filter(None, [os.environ.get("SLURM_JOB_ID")])]
+    # Slurm numbers the GPUs that it gives to a job from 0: their names mean the same GPU only within that job. Where it gives none,
+    # because they are not in its care, jobs on one machine share them out as anywhere else.
+    given = any(os.environ.get(name) for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"))
+    scope = [str(os.getuid()), *([os.environ["SLURM_JOB_ID"]] if given and os.environ.get("SLURM_JOB_ID") else [])]
     return Path(tempfile.gettempdir(), "-".join(["workbook-gpus", *scope]))

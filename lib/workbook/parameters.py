@@ -155,7 +155,7 @@ def read_profile(name: str, folder: Path, notebooks: dict[str, Notebook]) -> dic
     """
     known = sorted(p.stem for p in folder.glob("*.yaml"))
     if name not in known:
-        raise _unknown_choice("profile", name, known)
+        raise unknown_choice("profile", name, known)
     where = f"profile {name}"
     profile = load_yaml((folder / f"{name}.yaml").read_text(encoding="utf-8"), f"{folder.name}/{name}.yaml") or {}
     if not isinstance(profile, dict):
@@ -191,7 +191,8 @@ def unknown_notebook(name: str, known, where: str) -> ParameterError:
     return ParameterError(f"{where}: no notebook {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"))
 
 
-def _unknown_choice(kind: str, name: str, known: list[str]) -> ParameterError:
+def unknown_choice(kind: str, name: str, known: list[str]) -> ParameterError:
+    """The error for a profile, a family or a cluster that is not there, with the nearest name."""
     near = get_close_matches(name, known, n=1)
     return ParameterError(f"{kind.upper()}: unknown {kind} {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
                           + f"; {'known: ' + ', '.join(known) if known else 'there are none'}")
@@ -210,4 +211,4 @@ def check_family(name: str, notebooks: dict[str, Notebook]) -> None:
     """ParameterError with the nearest name when no notebook belongs to family `name`."""
     families = sorted({n.family for n in notebooks.values() if n.family})
     if name not in families:
-        raise _unknown_choice("family", name, [*families, "all"])
+        raise unknown_choice("family", name, [*families, "all"])

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -19,7 +21,7 @@ from pathlib import Path
 from lib.glossary import ParameterError, check, unknown
 from lib.settings import ROOT, data_dir, runs_dir
 from lib.workbook import gpus, results
-from lib.files import read_json, write_json
+from lib.files import read_json, write_json, write_text
 from lib.workbook.parameters import Notebook, load_yaml, read_notebook
 from lib.workbook.processes import Busy, end_marked, new_mark
 
@@ -67,21 +69,27 @@ def read_values(notebook: Notebook, path: Path | None) -> dict[str, object]:
     return values
 
 
-def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], threads: int | None = None, key: str = "") -> str | None:
+def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], threads: int | None = None, key: str = "",
+        gpu: bool = True) -> str | None:
     """Execute and render one notebook. Returns None on success, otherwise what went wrong (with the end of the traceback).
 
     Args:
         values: parameters that differ from the notebook's own; already checked.
         threads: of the numerical libraries; default: the notebook's `threads` parameter or metadata.
         key: digest of all the result depends on, kept in the status so that the index can tell an outdated result.
+        gpu: False hides the GPUs of the machine, which belong to others.
     """
     for folder in ("results", "status", "logs"):
         (report / folder).mkdir(parents=True, exist_ok=True)
     marker, status, output = report / "results" / f"{job}.json", report / "status" / f"{job}.json", report / f"{job}.ipynb"
-    _end_earlier(read_json(status) or {})
+    earlier = read_json(status) or {}
+    if _restored(earlier, key, marker, report):
+        say(job, "done before: Slurm had queued it again after its end")
+        return None
+    _end_earlier(earlier)
     execution, began = new_mark(), time.time()
     state = {"job": job, "notebook": notebook.name, "key": key, "state": "running", "started": began, "pid": os.getpid(),
-             "execution": execution}
+             "execution": execution, "host": platform.node(), "slurm": os.environ.get("SLURM_JOB_ID")}
     write_json(status, state)
     for stale in (marker, output, output.with_suffix(".html")):
         stale.unlink(missing_ok=True)
@@ -90,9 +98,9 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     threads = threads or values.get("threads") or notebook.defaults.get("threads") or notebook.threads
     environment = {"WORKBOOK_REPORT": str(report), "WORKBOOK_JOB": job, "WORKBOOK_EXECUTION": execution, "PYTHONHASHSEED": "0",
                    "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-                   **{name: str(threads) for name in _THREAD_VARIABLES}}
+                   **{name: str(threads) for name in _THREAD_VARIABLES}, **({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})}
     try:
-        with gpus.take(notebook.defaults | values, say=lambda text: say(job, text)) as taken:
+        with gpus.take(notebook.defaults | values if gpu else {}, say=lambda text: say(job, text)) as taken:
             if taken:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
                 say(job, f"on GPU {', '.join(taken)}")
@@ -101,8 +109,8 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
                 failure = failure or _judge(output, marker, execution)
             finally:
                 end_marked("WORKBOOK_EXECUTION", execution)
-    except KeyboardInterrupt:
-        failure = "interrupted"
+    except KeyboardInterrupt as error:
+        failure = str(error) or "interrupted"
     except (Busy, ParameterError) as error:
         failure = str(error)
     try:
@@ -114,6 +122,8 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     seconds = round(time.time() - began, 1)
     write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds,
                                 "failure": failure, "artifacts": [] if failure else made(results.read(marker), report)})
+    if not failure and state["slurm"]:
+        write_text(_kept(status), marker.read_text(encoding="utf-8"))
     done = "skipped: nothing to do with these data" if not failure and marker_says_skipped(marker) else f"done in {seconds:.0f} s"
     say(job, done if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
     return failure
@@ -142,6 +152,25 @@ def is_there(artifact: str, report: Path) -> bool:
     return any(os.path.isfile(path) or os.path.isdir(path) and any(os.scandir(path)) for path in paths)
 
 
+def _kept(status: Path) -> Path:
+    return status.with_name(f".{status.stem}.result")
+
+
+def _restored(earlier: dict, key: str, marker: Path, report: Path) -> bool:
+    """Whether this Slurm job had done this very job when it lost its node, or was pre-empted, before Slurm heard of its end.
+
+    Then its result, which Snakemake has removed by now, is put back.
+    """
+    same = earlier.get("state") == "ok" and earlier["key"] == key and earlier.get("slurm") is not None
+    kept = _kept(report / "status" / marker.name)
+    if not same or earlier["slurm"] != os.environ.get("SLURM_JOB_ID") or not kept.is_file():
+        return False
+    if not all(is_there(name, report) for name in earlier["artifacts"]):
+        return False
+    write_text(marker, kept.read_text(encoding="utf-8"))
+    return True
+
+
 def _end_earlier(status: dict) -> None:
     """End and clear away what an execution of this job has left whose runner was killed: a kernel may outlive it for a while."""
     if status.get("state") == "running" and "execution" in status:
@@ -157,6 +186,7 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
     """Run papermill; what it says went wrong, or None."""
     import lib.schemas  # noqa: F401  before papermill, which imports jsonschema: see there
     import papermill
+    from traitlets.config import Config
 
     temporary = _scratch(environment["WORKBOOK_EXECUTION"])
     temporary.mkdir(mode=0o700)
@@ -168,11 +198,14 @@ def _execute(notebook: Notebook, job: str, report: Path, output: Path, changed: 
         write_json(kernel, {"argv": launch, "display_name": "Python 3", "language": "python"})
         os.environ.update(environment, JUPYTER_PATH=str(temporary), JUPYTER_RUNTIME_DIR=str(temporary / "runtime"),
                           IPYTHONDIR=str(temporary / "ipython"))
+        # Sockets in our own folder: kernels that start at the same moment now and then choose the same TCP port, and one of them dies.
+        # A socket's path has about 100 characters at most, whatever the folder of temporary files is called.
+        sockets = {"transport": "ipc", "ip": str(temporary / "socket")} if len(str(temporary)) < 80 else {}
         log = _Log(file, job)
         try:
             papermill.execute_notebook(notebook.path, output, parameters=changed, kernel_name="python3", language="python",
                                        progress_bar=False, cwd=notebook.path.parent, stdout_file=log, stderr_file=log,
-                                       start_timeout=180)
+                                       start_timeout=180, config=Config(KernelManager=sockets))
         except papermill.exceptions.PapermillExecutionError as error:
             from lib.workbook.render import plain
 
@@ -231,14 +264,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--parameters", type=Path, help="YAML file of name: value")
     parser.add_argument("--threads", type=int, help="threads of the numerical libraries")
     parser.add_argument("--key", default="", help="digest of what the result depends on")
+    parser.add_argument("--no-gpu", dest="gpu", action="store_false", help="stay on the CPU, whatever the machine has")
     args = parser.parse_args(arguments)
+    if os.environ.get("SLURM_JOB_ID"):  # half a minute before it kills a job, Slurm says so: time for the page
+        signal.signal(signal.SIGTERM, _ended_by_slurm)
     try:
         notebook = read_notebook(args.notebook.absolute())
         values = read_values(notebook, args.parameters)
     except ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if run(notebook, args.job or notebook.name, args.report.absolute(), values, args.threads, args.key) else 0
+    return 1 if run(notebook, args.job or notebook.name, args.report.absolute(), values, args.threads, args.key, args.gpu) else 0
+
+
+def _ended_by_slurm(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise KeyboardInterrupt(f"Slurm ended job {os.environ['SLURM_JOB_ID']}: it was cancelled or pre-empted, or its time was up")
 
 
 if __name__ == "__main__":

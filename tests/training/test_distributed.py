@@ -2,14 +2,18 @@
 import json
 import os
 import shutil
+import warnings
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lib import distributed, training
+from lib.training import devices
 from lib.families.retrieval import RetrievalConfig
-from tests.runs import torchrun
+from lib.files import write_json
+from tests import fake_slurm
+from tests.runs import on_two_nodes, same_in_one_and_two, torchrun
 
 PIECES = """
 import json, sys, torch, torch.distributed as dist
@@ -108,6 +112,30 @@ def test_training_in_two_processes_equals_one(tones, settings, tmp_path, monkeyp
     assert "epoch 2:" in said and said.count("03.wav cannot be used") == 2, "once in each run; what the processes say is passed on"
     again = training.launch("retrieval", RetrievalConfig(**settings, devices=2))
     assert again == runs[2] and "read, not repeated" in capsys.readouterr().out
+
+
+def test_training_on_two_nodes_equals_one_process(settings, tmp_path, monkeypatch, capsys):
+    """Two torchrun groups, as `srun torchrun --nnodes 2` starts them; a notebook that asks for the run afterwards reads it."""
+    config = RetrievalConfig(**settings | {"text_dropout": 0.0, "batch_size": 6})
+    write_json(tmp_path / "config.json", config.to_dict())
+    runs = {}
+    for nodes in (1, 2):
+        monkeypatch.setenv("WORKBOOK_RUNS", str(tmp_path / str(nodes)))
+        if nodes == 2:
+            on_two_nodes("lib.training", "--family", "retrieval", "--config", tmp_path / "config.json")
+            assert len(list((tmp_path / "2").iterdir())) == 1
+            capsys.readouterr()
+        runs[nodes] = training.launch("retrieval", config)
+    assert "read, not repeated" in capsys.readouterr().out
+    same_in_one_and_two(runs[1], runs[2], left_out=("key.bias", "attn.qkv.bias"))
+
+
+def test_one_process_is_not_told_to_use_srun_where_there_is_slurm(tmp_path, monkeypatch):
+    fake_slurm.install(tmp_path, monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fabric = devices.fabric("cpu", "32-true", 1)
+    assert (fabric.world_size, fabric.is_global_zero) == (1, True)
 
 
 def test_a_failing_process_is_told_with_its_words(settings, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from lib.files import write_json
 from lib.workbook import report
 from lib.workbook.plan import Job
 from lib.workbook.run import made as made_by
+from tests import fake_slurm
 
 
 def make_report(root: Path, *arguments: str, program: Path = ROOT) -> tuple[int, str, list[str]]:
@@ -159,7 +160,8 @@ def test_more_gpus_than_there_are_are_refused_unless_a_cluster_has_them(choices,
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert report.main([]) == 2
     assert "20_wide: devices=3, and 2 GPU(s) are visible; lower devices" in capsys.readouterr().err
-    monkeypatch.setattr(report, "execute", lambda folder, cores, limit, *rest: limit)
+    fake_slurm.install(choices / "slurm", monkeypatch)
+    monkeypatch.setattr(report, "execute", lambda *arguments: 0)
     assert report.main(["--snakemake=--executor slurm"]) == 1          # not refused; nothing was run, as `execute` is replaced
     assert "2 of 2" not in capsys.readouterr().out
 
