@@ -16,7 +16,7 @@ export FAMILY PROFILE DATASET DATA_ROOT RUN SET JOBS CLUSTER SNAKEMAKE CHROMIUM
 
 help: ## say what there is (this)
 	@echo "make report  run the notebooks and write reports/<run>/index.html"
-	@echo "             FAMILY=retrieval PROFILE=tiny DATASET=esc50 DATA_ROOT=folder RUN=name SET=\"seed=1 num_samples=200\" JOBS=cores"
+	@echo "             FAMILY=retrieval (or all) PROFILE=tiny DATASET=esc50 DATA_ROOT=folder RUN=name SET=\"seed=1 num_samples=200\" JOBS=cores"
 	@echo "             CLUSTER=slurm runs them as Slurm jobs; CLUSTER=folder as a copy of notebooks/profiles/slurm says (JOBS=jobs at a time)"
 	@echo "make prefetch  get the weights and data sets that make report with the same choices needs, where nodes have no network"
 	@echo "make test    run the test suite (TESTS=\"tests/workbook -k runner\" for a part of it)"
