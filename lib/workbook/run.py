@@ -84,7 +84,7 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     marker, status, output = report / "results" / f"{job}.json", report / "status" / f"{job}.json", report / f"{job}.ipynb"
     earlier = read_json(status) or {}
     if _restored(earlier, key, marker, report):
-        say(job, "done before: Slurm had queued it again after its end")
+        say(job, "is not repeated: it had come to its end when Slurm queued it again")
         return None
     _end_earlier(earlier)
     execution, began = new_mark(), time.time()
@@ -119,11 +119,11 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
         failure = failure or f"the page could not be rendered: {type(error).__name__}: {error}"
     if failure:
         marker.unlink(missing_ok=True)
+    elif state["slurm"]:
+        write_text(_kept(status), marker.read_text(encoding="utf-8"))
     seconds = round(time.time() - began, 1)
     write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds,
                                 "failure": failure, "artifacts": [] if failure else made(results.read(marker), report)})
-    if not failure and state["slurm"]:
-        write_text(_kept(status), marker.read_text(encoding="utf-8"))
     done = "skipped: nothing to do with these data" if not failure and marker_says_skipped(marker) else f"done in {seconds:.0f} s"
     say(job, done if not failure else f"FAILED after {seconds:.0f} s: {failure.strip().splitlines()[-1][:200]}")
     return failure

@@ -18,18 +18,17 @@ CONFIGURATION = """
 ClusterName=workbook
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -39,57 +38,59 @@ SchedulerParameters=sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
-KillWait=2
+KillWait=30
 MinJobAge=600
-NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={cpus} State=UNKNOWN
-PartitionName=batch Nodes={node} Default=YES MaxTime=INFINITE State=UP
+PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
 class LocalSlurm:
-    """A running cluster of one node; `environment` holds what its commands need. Stop it with `stop`, whatever happened."""
+    """A running cluster of `nodes` nodes of `cpus` CPUs each, all of them this machine; `environment` holds what its commands need.
 
-    node = "node1"
+    Stop it with `stop`, whatever happened.
+    """
 
-    def __init__(self, folder: Path, cpus: int = 4):
-        self.folder = folder
+    def __init__(self, folder: Path, cpus: int = 4, nodes: int = 1):
+        self.folder, self.nodes = folder, [f"node{number}" for number in range(1, nodes + 1)]
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder}/bin:{os.environ['PATH']}:/usr/sbin"}
         (folder / "state").mkdir(parents=True)
-        (folder / "spool").mkdir()
         (folder / "bin").mkdir()
         srun = folder / "bin" / "srun"      # Snakemake's executor takes SLURM_CONF from what it starts, which would look in /etc/slurm
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={shlex.quote(str(folder / "slurm.conf"))} exec {shutil.which("srun")} "$@"\n')
         srun.chmod(0o755)
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o600)
-        controller_port, node_port = _free_ports(2)
-        (folder / "slurm.conf").write_text(CONFIGURATION.format(
-            host=socket.gethostname().partition(".")[0], folder=folder, user=getpass.getuser(), node=self.node, cpus=cpus,
-            controller_port=controller_port, node_port=node_port))
+        host, (port, *ports) = socket.gethostname().partition(".")[0], _free_ports(1 + nodes)
+        lines = [f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={each} CPUs={cpus} State=UNKNOWN\n"
+                 for node, each in zip(self.nodes, ports)]
+        (folder / "slurm.conf").write_text(CONFIGURATION.format(host=host, folder=folder, user=getpass.getuser(), controller_port=port)
+                                           + "".join(lines))
         self.daemons: dict[str, subprocess.Popen] = {}
         self._start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={folder}/munge.key",
                     f"--pid-file={folder}/munged.pid", f"--log-file={folder}/munged.log", f"--seed-file={folder}/munged.seed")
         _wait((folder / "munge.socket").exists, "munged", folder)
         self._start("slurmctld", "-D")
-        self.start_node()
+        for node in self.nodes:
+            self.start_node(node)
 
-    def _start(self, program: str, *arguments: str) -> None:
-        with open(self.folder / f"{program}.out", "ab") as file:
-            self.daemons[program] = subprocess.Popen([program, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
-                                                     stderr=file, start_new_session=True)
+    def _start(self, program: str, *arguments: str, name: str = "") -> None:
+        with open(self.folder / f"{name or program}.out", "ab") as file:
+            self.daemons[name or program] = subprocess.Popen([program, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=file,
+                                                             stderr=file, start_new_session=True)
 
-    def start_node(self) -> None:
-        """Start the node's slurmd and wait until jobs can run there."""
-        self._start("slurmd", "-D", "-N", self.node)
-        _wait(lambda: self.state() in ("idle", "mixed", "allocated"), "slurmd", self.folder)
+    def start_node(self, node: str = "node1") -> None:
+        """Start a node's slurmd and wait until jobs can run there."""
+        (self.folder / f"spool-{node}").mkdir(exist_ok=True)
+        self._start("slurmd", "-D", "-N", node, name=node)
+        _wait(lambda: self.state(node) in ("idle", "mixed", "allocated"), "slurmd", self.folder)
 
-    def state(self) -> str:
-        """What `sinfo` calls the node's state: idle, mixed, allocated, down, ...; "" while the controller does not answer."""
-        return self.run("sinfo", "-h", "-o", "%T", check=False).strip().rstrip("*")
+    def state(self, node: str = "node1") -> str:
+        """What `sinfo` calls a node's state: idle, mixed, allocated, down, ...; "" while the controller does not answer."""
+        return self.run("sinfo", "-h", "-n", node, "-o", "%T", check=False).strip().rstrip("*")
 
     def crash_node(self) -> None:
-        """End the node with all that runs on it, at once, as if its power had failed, and let the controller know."""
-        slurmd = psutil.Process(self.daemons["slurmd"].pid)
+        """End the only node with all that runs on it, at once, as if its power had failed, and let the controller know."""
+        slurmd = psutil.Process(self.daemons["node1"].pid)
         here = [slurmd, *slurmd.children(recursive=True), *(p for p in psutil.process_iter() if _is_step(p, self.folder))]
         for process in here:
             try:
@@ -99,19 +100,18 @@ class LocalSlurm:
                     child.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
-        self.daemons["slurmd"].wait()
-        self.run("scontrol", "update", f"nodename={self.node}", "state=down", "reason=crashed")
+        self.daemons["node1"].wait()
+        self.run("scontrol", "update", "nodename=node1", "state=down", "reason=crashed")
 
-    def run(self, *command: str, check: bool = True) -> str:
+    def run(self, *command: str, check: bool = True, seconds: float = 60) -> str:
         """Output of one of Slurm's commands."""
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=check).stdout
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=seconds, check=check).stdout
 
     def stop(self) -> None:
         """End the daemons and what they started."""
         self.run("scancel", "--full", "--state=running", check=False)
-        for program in ("slurmd", "slurmctld", "munged"):
-            process = self.daemons.get(program)
-            if process and process.poll() is None:
+        for process in reversed(self.daemons.values()):
+            if process.poll() is None:
                 process.terminate()
                 try:
                     process.wait(10)

@@ -8,13 +8,17 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lib.families.retrieval import RetrievalConfig
 from lib.files import read_json
 from lib.settings import ROOT
 from lib.workbook import results
+from lib.workbook.parameters import read_notebooks, read_profile
 from lib.workbook.processes import cancel_marked, new_mark, slurm_name
 from tests.slurm.local_slurm import LocalSlurm, missing
 
@@ -127,3 +131,25 @@ def test_jobs_of_a_session_are_cancelled_and_those_of_another_are_not(slurm, tmp
     assert cancel_marked(mark) == 2
     left = slurm.run("squeue", "--noheader", "--format=%j")
     assert mark not in left and left.count(other) == 2 and cancel_marked(mark) == 0 and cancel_marked(other) == 2
+
+
+def test_training_over_two_nodes(tmp_path, monkeypatch):
+    """The batch script for several nodes: one run of two processes, which meet through Slurm."""
+    slurm = LocalSlurm(tmp_path / "slurm", nodes=2)
+    try:
+        for name in ("data", "runs"):
+            monkeypatch.setitem(slurm.environment, f"WORKBOOK_{name.upper()}", str(tmp_path / name))
+        values = read_profile("tiny", ROOT / "notebooks" / "profiles", read_notebooks(ROOT / "notebooks"))
+        known = {field.name for field in fields(RetrievalConfig)}
+        values = {name: value for name, value in (values["all"] | values["10_retrieval_train"] | {"device": "cpu"}).items() if name in known}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+        slurm.environment["PYTHONPATH"] = str(ROOT)
+        script = ROOT / "notebooks" / "profiles" / "slurm" / "several_nodes.sbatch"
+        slurm.run("sbatch", "--wait", "--nodes=2", f"--output={tmp_path / 'said.txt'}", str(script), sys.executable, "retrieval",
+                  f"--config={tmp_path / 'config.yaml'}", seconds=300)
+    finally:
+        slurm.stop()
+    said = (tmp_path / "said.txt").read_text()
+    (run,) = (tmp_path / "runs").glob("retrieval-*")
+    assert said.count('{"checkpoint": ') == 2 and said.count("epoch 2:") == 1, said
+    assert (run / "finished.json").is_file()

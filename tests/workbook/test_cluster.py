@@ -117,7 +117,7 @@ while not os.path.exists({str(tmp_path / 'go')!r}):
 def test_each_notebook_is_a_slurm_job_that_asks_for_what_its_section_says(slurm):
     root, notes, start = slurm
     (root / "go").touch()
-    said = (process := start()).communicate(timeout=120)[0]
+    said = (process := start()).communicate(timeout=300)[0]
     assert process.returncode == 0, said + (root / "reports/test/logs/snakemake.log").read_text()
     jobs = [read_json(path) for path in sorted(notes.glob("*.json"))]
     assert len(jobs) == 2 and (root / "times").read_text() == "a"
@@ -154,7 +154,7 @@ def test_jobs_that_outlive_a_killed_report_are_not_run_beside_their_copies(slurm
         wait_for(lambda: read_json(notes / "1.json")["state"] == "CANCELLED")
         wait_for(lambda: (root / "times").read_text() == "aa")
         (root / "go").touch()
-    said = second.communicate(timeout=120)[0]
+    said = second.communicate(timeout=300)[0]
     assert second.returncode == 0, said
     assert "an earlier run of this report was killed" in said and ("cancelled 1 Slurm job(s)" in said) != finishes
     assert (root / "times").read_text() == ("a" if finishes else "aa") and ("10_a  " in said) != finishes
