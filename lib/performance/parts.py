@@ -35,10 +35,10 @@ PARTS: dict[str, Part] = {
         lambda folder, n, tiny: distances.grown(repetitions=n, **_sizes(tiny, sizes=(125, 250, 500, 1000)))),
     "quantizer": Part(
         lambda folder, n, tiny: quantizer.compared(repetitions=n, **_sizes(tiny, clips=1)),
-        lambda folder, n, tiny: quantizer.grown(repetitions=n, **_sizes(tiny, sizes=(512, 1024, 2048, 4096)))),
+        lambda folder, n, tiny: quantizer.grown(repetitions=n, **_sizes(tiny, sizes=(512, 1024, 2048, 4096), group_sizes=(512, 1024, 1536, 2048)))),
     "ranking": Part(
         lambda folder, n, tiny: ranking.compared(repetitions=n, **_sizes(tiny, queries=200, items=50)),
-        lambda folder, n, tiny: ranking.grown(repetitions=n, **_sizes(tiny, queries=(500, 1000, 2000, 4000), items=(1000, 2000, 4000, 8000),
+        lambda folder, n, tiny: ranking.grown(repetitions=n, **_sizes(tiny, queries=(250, 500, 1000, 2000), items=(1000, 2000, 4000, 8000),
                                                                       clips=(200, 400, 800, 1600)))),
     "torchmetrics": Part(
         lambda folder, n, tiny: ranking.against_torchmetrics(repetitions=n, **_sizes(tiny, queries=50, items=40, clips=100, classes=10))),
@@ -47,7 +47,7 @@ PARTS: dict[str, Part] = {
         lambda folder, n, tiny: store_epoch.grown(folder, repetitions=n, **_sizes(tiny, sizes=(16, 32, 64, 128)))),
     "masked_step": Part(
         lambda folder, n, tiny: masked_step.compared(repetitions=n, **_sizes(tiny, clips=1, width=64, layers=2, frames=2, pixels=64)),
-        lambda folder, n, tiny: masked_step.grown(repetitions=n, **_sizes(tiny, sizes=(1, 2, 4, 8), layers=1, pixels=64))),
+        lambda folder, n, tiny: masked_step.grown(repetitions=n, **_sizes(tiny, sizes=(1, 2, 4, 8), width=64, layers=1, pixels=64))),
     "windows": Part(
         lambda folder, n, tiny: windows.compared(folder, repetitions=max(n, 3 if tiny else 8),
                                                  **_sizes(tiny, asked={(4, "mp3"): 2.0, (4, "wav"): 6.0}, seconds=10)),

@@ -93,14 +93,14 @@ def tagged(clips: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return order.view(clips, classes) / order.numel(), targets         # within 0 .. 1: torchmetrics would squash others
 
 
-def grown(queries=(150_000, 300_000, 600_000, 1_200_000), items=(20_000, 40_000, 80_000, 160_000), clips=(2500, 5000, 10_000, 20_000),
-          repetitions: int = 3, gallery: int = 50, d: int = 128) -> list[Growth]:
-    """Metrics over queries (few items: results outweigh the block of scores that is compared at a time), ranking over the items of a gallery,
-    whose memory stays what it is, and tagging over clips, which sorts the scores of each class: n log n."""
+def grown(queries=(5000, 10_000, 20_000, 40_000), items=(20_000, 40_000, 80_000, 160_000), clips=(2500, 5000, 10_000, 20_000),
+          repetitions: int = 3, d: int = 128) -> list[Growth]:
+    """Metrics over queries (beside the given matrix they take one block of comparisons and a few numbers a query: memory is no power law),
+    ranking over the items of a gallery, whose memory stays what it is, and tagging over clips, which sorts the scores of a class: n log n."""
     generator = torch.Generator().manual_seed(0)
 
     def of_matrix(count):
-        scores, relevant = torch.rand(count, gallery, generator=generator), torch.arange(count) % gallery
+        scores, relevant = torch.rand(count, ITEMS, generator=generator), torch.arange(count) % ITEMS
         return lambda: query_metrics(scores, relevant)
 
     vectors = torch.randn(max(items), d, generator=generator)
@@ -110,7 +110,7 @@ def grown(queries=(150_000, 300_000, 600_000, 1_200_000), items=(20_000, 40_000,
         given = tagged(count, 50)
         return lambda: tagging_metrics(*given)
 
-    return [growth(f"retrieval metrics, {gallery} items", "queries", of_matrix, queries, repetitions),
+    return [growth(f"retrieval metrics, {ITEMS:,} items", "queries", of_matrix, queries, repetitions, memory_order=None),
             growth("ranking without a matrix, 512 queries", "items", lambda count: lambda: ranked_query_metrics(asked, vectors[:count], wanted),
                    items, repetitions, memory_order=0.0),
             growth("tagging metrics, 50 classes", "clips", of_tags, clips, repetitions,
