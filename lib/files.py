@@ -9,6 +9,8 @@ import unicodedata
 from contextlib import contextmanager
 from pathlib import Path
 
+# weights that come with the workbook: "starter:retrieval" is the folder lib/starters/retrieval
+STARTER, STARTERS = "starter:", Path(__file__).resolve().parent / "starters"
 # what a backslash and the letter after it become in a Python text or in double quotes of YAML
 _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\r": "r", "\x1b": "e", "\x85": "N",
             "\u2028": "L", "\u2029": "P"} | {chr(code): str(code) for code in range(7)}
@@ -17,8 +19,8 @@ _ESCAPES = {"\a": "a", "\b": "b", "\t": "t", "\n": "n", "\v": "v", "\f": "f", "\
 def user_path(text: str | Path) -> Path:
     """The path that a person means, read alike in a notebook, a profile and a command line; it need not exist or be absolute.
 
-    `~` is the home folder. Backslashes, single or doubled, separate folders where the path does not exist as it is written and
-    does with `/` in their place.
+    `starter:NAME` is a folder of the weights that come with the workbook (lib/starters), `~` the home folder. Backslashes, single or
+    doubled, separate folders where the path does not exist as it is written and does with `/` in their place.
 
     Raises:
         ValueError: an empty text; a home folder that nobody has; a control character (a line break, a tab ...), which stands
@@ -27,6 +29,8 @@ def user_path(text: str | Path) -> Path:
     text = os.fspath(text)
     if not text:
         raise ValueError("'' is no path; give one, or None")
+    if text.startswith(STARTER):
+        return STARTERS / text.removeprefix(STARTER)
     spellings = [os.path.expanduser(spelling) for spelling in (text, text.replace("\\", "/"))]
     found = next(filter(os.path.exists, spellings), None)
     controls = {c for c in text if unicodedata.category(c) in ("Cc", "Zl", "Zp")}

@@ -191,8 +191,8 @@ PARAMETERS: dict[str, Parameter] = {
     "gain_db": Parameter(float, "augmentation: random gain within +- this many dB", 0, 60),
     "shift": Parameter(bool, "augmentation: random circular shift in time (not for data with an order of events)"),
     "mix": Parameter(float, "augmentation: probability that a clip is mixed with another one of its batch", 0, 1),
-    "checkpoint": Parameter(str, "a trained audio-text model: its folder, or a CLAP's id on a hub (modelscope:owner/name); None: the model of "
-                            "notebook 10 in this report", optional=True, local=True, hub=True),
+    "checkpoint": Parameter(str, "a trained audio-text model: its folder, starter:retrieval, or a CLAP's id on a hub (modelscope:owner/name); None: the model "
+                            "of notebook 10 in this report", optional=True, local=True, hub=True),
     # spatial-temporal
     "source": Parameter(str, "triplets: the data set whose clips are the events", choices=("soundscapes", "esc50", "folder", "clotho", "audiocaps")),
     "val_fold": Parameter(int, "triplets of esc50: the fold that is validation; None: a fifth of the sources of each class", 1, 5, optional=True),
@@ -230,7 +230,7 @@ PARAMETERS: dict[str, Parameter] = {
     "store_features": Parameter(bool, "compute features once and keep them on disk (small networks), instead of in every epoch"),
     "single_epochs": Parameter(int, "epochs on clips of one event before the triplets (plays the part of published weights); 0: none", 0, 100_000),
     "single_learning_rate": Parameter(float, "peak learning rate of the training on clips of one event", 0, 1),
-    "spatial_checkpoint": Parameter(Path, "a trained model of notebook 31; None: the one in this report", optional=True),
+    "spatial_checkpoint": Parameter(Path, "a trained model of notebook 31, or starter:spatial; None: the one in this report", optional=True),
     # audio-visual model
     "csv_path": Parameter(Path, "vggsound.csv (no header: id, start, label, split); None: found in data_root", optional=True),
     "video_dir": Parameter(Path, "folder of the clips <id>_<start, 6 digits>.mp4; None: found in data_root", optional=True),
@@ -290,9 +290,9 @@ PARAMETERS: dict[str, Parameter] = {
     "gain_epochs": Parameter(int, "epochs of each of its trainings", 1, 100_000),
     "store_windows": Parameter(bool, "decode every clip once and keep its window on disk (small runs)"),
     "checkpoint_interval": Parameter(int, "epochs between the original's files in output_dir", 1, 100_000),
-    "mae_checkpoint": Parameter(Path, "a trained model of notebook 41; None: the one in this report", optional=True),
-    "contrastive_checkpoint": Parameter(Path, "a trained model of notebook 42; None: the one in this report", optional=True),
-    "finetune_checkpoint": Parameter(Path, "a trained model of notebook 43; None: the one in this report", optional=True),
+    "mae_checkpoint": Parameter(Path, "a trained model of notebook 41, or starter:audiovisual/mae; None: the one in this report", optional=True),
+    "contrastive_checkpoint": Parameter(Path, "a trained model of notebook 42, or starter:audiovisual/contrastive; None: the one in this report", optional=True),
+    "finetune_checkpoint": Parameter(Path, "a trained model of notebook 43, or starter:audiovisual; None: the one in this report", optional=True),
     # tokenizer
     "preset": Parameter(str, "front end: sample rate, window, hop, mel bands and frames together", choices=("default", "speech", "music", "environmental")),
     "frames": Parameter(int, "frames of a clip; None: the preset's", 1, 1_000_000, optional=True),
@@ -367,8 +367,8 @@ PARAMETERS: dict[str, Parameter] = {
                                     "ln_pre", "no_l2")),
     "vocoder_size": Parameter(str, "size of the vocoder of notebook 50", choices=("tiny", "quick", "published")),
     "vocoder_steps": Parameter(int, "steps that it is trained for; 0: no vocoder", 0, 10_000_000),
-    "tokenizer_checkpoint": Parameter(Path, "a trained model of notebook 50; None: all in this report", optional=True),
-    "vocoder_checkpoint": Parameter(Path, "a vocoder for the same mel levels; None: notebook 50's", optional=True),
+    "tokenizer_checkpoint": Parameter(Path, "a trained model of notebook 50, or starter:tokenizer; None: all in this report", optional=True),
+    "vocoder_checkpoint": Parameter(Path, "a vocoder for the same mel levels, or starter:tokenizer/vocoder; None: notebook 50's", optional=True),
     # hyperbolic CLAP
     "parquet_dir": Parameter(Path, "AudioSet: a folder of parquet shards, instead of dataset and data_root", optional=True),
     "train_ratio": Parameter(float, "AudioSet: share of the training shards' clips that is trained on; the rest is validation", 0.01, 0.99),
@@ -398,7 +398,7 @@ PARAMETERS: dict[str, Parameter] = {
                                 "nothing", choices=("frozen", "cosine", "euclidean", "constant", "frequency")),
     "atlas_epochs": Parameter(int, "passes of the Poincare embedding over the pairs of the taxonomy", 1, 100_000),
     "atlas_dims": Parameter(list, "dimensions in which the taxonomy is embedded; the picture is the one in 2", 2, 512, item=int),
-    "projection_checkpoint": Parameter(Path, "trained projection: folder, or .pth of the original project; None: notebook 20's", optional=True),
+    "projection_checkpoint": Parameter(Path, "trained projection: folder, starter:hyperbolic, or .pth of the original project; None: notebook 20's", optional=True),
     "use_hyperbolic": Parameter(bool, "score the projection; otherwise the frozen model's cosine alone"),
     "top_k": Parameter(int, "classes that are written for each clip", 1, 1000),
     "output_dir": Parameter(str, "folder for the original project's checkpoint files; None: none are written", optional=True, local=True),

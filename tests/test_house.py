@@ -17,7 +17,7 @@ from lib.workbook.parameters import read_notebook, read_notebooks, read_profile
 from lib.workbook.sources import source_digest
 
 LAYERS = [{"data", "media", "audio"}, {"encoders", "geometry", "quantize", "losses"},
-          {"evaluation"}, {"families"}, {"training"}, {"display"}, {"workbook", "performance"}]
+          {"evaluation"}, {"families"}, {"training"}, {"display"}, {"workbook", "performance"}, {"starters"}]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(p.relative_to(ROOT) for p in (ROOT / "lib").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

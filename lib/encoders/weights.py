@@ -13,7 +13,7 @@ def resolve(source: str | Path) -> Path:
     """Local path of pretrained weights.
 
     Args:
-        source: an existing folder or file (`~` is expanded), where a hub's cache keeps a model, its one snapshot; "<name>" or
+        source: an existing folder or file (`~` and `starter:NAME` as `lib.files.user_path` reads them), where a hub's cache keeps a model, its one snapshot; "<name>" or
             "<owner>/<name>" on the Hugging Face hub; "modelscope:<owner>/<name>" on ModelScope. Only the two hub forms use the
             network, and what is in the hub's cache is not downloaded again.
     Raises:
@@ -46,12 +46,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: str | Path) -> str:
     """First 16 hexadecimal digits of the sha256 of a checkpoint's weights (of several files: of their digests).
 
     FileNotFoundError: naming the folder, where it holds none of the published names.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no weights: model.safetensors or pytorch_model.bin is expected there")
@@ -65,9 +65,9 @@ def _sha256(file: Path, size: int, modified: int) -> str:
     return sha256(file)
 
 
-def model_digest(folder: Path) -> str:
+def model_digest(folder: str | Path) -> str:
     """16 hexadecimal digits over all that decides a model's embeddings: weights, sizes, front end and tokenizer."""
-    folder = Path(folder)
+    folder = user_path(folder)
     said = [folder / name for name in ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json", "vocab.json", "merges.txt")]
     return digest(weights_digest(folder), *(part for file in said if file.is_file() for part in (file.name, file.read_bytes())))
 

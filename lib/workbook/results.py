@@ -200,6 +200,14 @@ def read(path: str | Path) -> dict:
     return document
 
 
+def of(report: str | Path, job: str) -> dict:
+    """The result of a job in a report's folder. FileNotFoundError: it has none; ValueError: as `read`."""
+    path = Path(report) / "results" / f"{job}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{job} has no result in {path.parent}: run `make report` with a profile that holds it")
+    return read(path)
+
+
 def validate(document: dict) -> None:
     """ValueError naming the first entry of `document` that does not fit SCHEMA."""
     error = next(iter(sorted(_validator().iter_errors(document), key=lambda e: list(map(str, e.path)))), None)
