@@ -126,6 +126,9 @@ def hold(report: Path, mark: str, slurm: bool = False):
     Args:
         mark: of the session.  slurm: whether it may submit Slurm jobs.
 
+    Yields:
+        whether an earlier session was killed.
+
     Raises:
         Busy: naming the process that holds the lock, or what a killed session left and that cannot be ended.
     """
@@ -148,7 +151,7 @@ def hold(report: Path, mark: str, slurm: bool = False):
         _replace(file, json.dumps({"pid": os.getpid(), "host": platform.node(), "started": psutil.Process().create_time(), "mark": mark,
                                    "slurm": slurm}))
         try:
-            yield
+            yield earlier is not None
         finally:
             end_session(mark, slurm)
             _replace(file, "")

@@ -29,7 +29,7 @@ from lib.workbook import cluster, gpus
 from lib.workbook.parameters import notebooks_dir, parse_settings, read_notebooks
 from lib.workbook.plan import Job, make_jobs
 from lib.workbook.processes import Busy, end_session, hold, new_mark, slurm_name
-from lib.workbook.run import is_there, say
+from lib.workbook.run import is_there, restore, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     for ending in (signal.SIGTERM, signal.SIGHUP):  # as on Ctrl-C, the jobs are ended and the index is built
         signal.signal(ending, signal.default_int_handler)
     try:
-        with hold(report, mark, slurm):
-            write_plan(report, plan, jobs)
+        with hold(report, mark, slurm) as killed:
+            write_plan(report, plan, jobs, killed)
             where = f"through {target.folder.name}" if target else f"{cores} core(s)"
             print(f"report {name}: {len(jobs)} job(s), {where}; those that are up to date are not repeated", flush=True)
             options = _options(report, mark, executor, target, cores, args.jobs, limit)
@@ -84,17 +84,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 130 if code == 130 else 1 if code or unfinished else 0
 
 
-def write_plan(report: Path, plan: dict, jobs: list[Job]) -> None:
+def write_plan(report: Path, plan: dict, jobs: list[Job], killed: bool = False) -> None:
     """Write plan.json and one YAML file of parameters a job into the report folder, and remove the markers that are not of this plan.
 
     What is left are results that were judged good with this very `key`, also by a job that went on when its `make report` was
     killed, and whose files are still there. Snakemake's own notes know less, and are not asked.
+
+    Args:
+        killed: the run before this one was killed, and its Snakemake may have removed results when its Slurm jobs were cancelled.
     """
     for folder in (report, *(report / name for name in ("parameters", "status", "results"))):
         for half_written in folder.glob(".*.tmp"):
             half_written.unlink()
     for job in jobs:
         status, marker = read_json(report / "status" / f"{job.id}.json") or {}, report / "results" / f"{job.id}.json"
+        if killed and not marker.is_file():
+            restore(status, job.key, report)
         gone = [name for name in status.get("artifacts", []) if not is_there(name, report)]
         if gone and marker.is_file():
             print(f"{job.id} is repeated: {gone[0]}, which it had made, is no longer there")

@@ -83,7 +83,7 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
         (report / folder).mkdir(parents=True, exist_ok=True)
     marker, status, output = report / "results" / f"{job}.json", report / "status" / f"{job}.json", report / f"{job}.ipynb"
     earlier = read_json(status) or {}
-    if _restored(earlier, key, marker, report):
+    if earlier.get("slurm") and earlier["slurm"] == os.environ.get("SLURM_JOB_ID") and restore(earlier, key, report):
         say(job, "is not repeated: it had come to its end when Slurm queued it again")
         return None
     _end_earlier(earlier)
@@ -120,7 +120,7 @@ def run(notebook: Notebook, job: str, report: Path, values: dict[str, object], t
     if failure:
         marker.unlink(missing_ok=True)
     elif state["slurm"]:
-        write_text(_kept(status), marker.read_text(encoding="utf-8"))
+        write_text(kept(report, job), marker.read_text(encoding="utf-8"))
     seconds = round(time.time() - began, 1)
     write_json(status, state | {"state": "failed" if failure else "ok", "finished": time.time(), "seconds": seconds,
                                 "failure": failure, "artifacts": [] if failure else made(results.read(marker), report)})
@@ -152,22 +152,18 @@ def is_there(artifact: str, report: Path) -> bool:
     return any(os.path.isfile(path) or os.path.isdir(path) and any(os.scandir(path)) for path in paths)
 
 
-def _kept(status: Path) -> Path:
-    return status.with_name(f".{status.stem}.result")
+def kept(report: Path, job: str) -> Path:
+    """A second copy of the result of a Slurm job, which Snakemake does not know: it removes those of jobs that were cut off after their end."""
+    return report / "status" / f".{job}.result"
 
 
-def _restored(earlier: dict, key: str, marker: Path, report: Path) -> bool:
-    """Whether this Slurm job had done this very job when it lost its node, or was pre-empted, before Slurm heard of its end.
-
-    Then its result, which Snakemake has removed by now, is put back.
-    """
-    same = earlier.get("state") == "ok" and earlier["key"] == key and earlier.get("slurm") is not None
-    kept = _kept(report / "status" / marker.name)
-    if not same or earlier["slurm"] != os.environ.get("SLURM_JOB_ID") or not kept.is_file():
+def restore(status: dict, key: str, report: Path) -> bool:
+    """Put the result of a job back whose `status` says that it is done and fits `key`; False where there is no copy, or not all it names."""
+    if (status.get("state"), status.get("key")) != ("ok", key) or not status.get("slurm") or not kept(report, status["job"]).is_file():
         return False
-    if not all(is_there(name, report) for name in earlier["artifacts"]):
+    if not all(is_there(name, report) for name in status["artifacts"]):
         return False
-    write_text(marker, kept.read_text(encoding="utf-8"))
+    write_text(report / "results" / f"{status['job']}.json", kept(report, status["job"]).read_text(encoding="utf-8"))
     return True
 
 
