@@ -90,7 +90,7 @@ def compared(clips: int = CLIPS, repetitions: int = 3, **sizes) -> list[Comparis
     return found + [compare(f"its {part}", PEER, *(ways[way][part] for way in WAYS), 1, memory=False) for part in ways[WAYS[0]]]
 
 
-def grown(sizes=(10, 20, 40, 80), repetitions: int = 3, width: int = 64, layers: int = 4, frames: int = 2, pixels: int = 128) -> list[Growth]:
+def grown(sizes=(8, 16, 32, 64), repetitions: int = 3, width: int = 64, layers: int = 4, frames: int = 2, pixels: int = 128) -> list[Growth]:
     """Forward and backward over clips (a small model; AdamW's work does not depend on clips and is left out)."""
     model, _ = build(1, width, frames, layers, pixels)
     for parameter in model.parameters():
