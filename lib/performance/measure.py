@@ -108,7 +108,7 @@ class Comparison:
             return ""
         if self.busy:
             return (f"the machine was busy: {self.peer} had {self.had:.1f} of {self.cores} cores, so CPU time alone was judged, and says "
-                    f"{self.faster['CPU']:.2f}")
+                    f"{self.faster['CPU']:.2f}" + (", which counts threads that wait for each other" if self.threads > 1 else ""))
         missed = [clock for clock in self.judged if self.faster[clock] < self.asked]
         single = [b[CLOCKS.index(missed[0])] / max(a[CLOCKS.index(missed[0])], 1e-9) for a, b in zip(self.ours, self.theirs)]
         reached = [clock for clock in CLOCKS if self.faster[clock] >= self.asked]
