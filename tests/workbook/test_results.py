@@ -99,3 +99,11 @@ def test_start_prints_versions_and_a_report_without_machine_path(folder, capsys)
     workbook.start("10_a_train")
     text = capsys.readouterr().out
     assert all(word in text for word in ("python", "torch", "transformers", "devices", "threads", "commit")) and str(folder) not in text
+
+
+def test_result_of_a_job_of_a_report(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBOOK_REPORT", str(tmp_path))
+    results.write("01_data", [results.metric("clips", 3.0, n=3, split="all")])
+    assert results.of(tmp_path, "01_data")["metrics"][0]["value"] == 3.0
+    with pytest.raises(FileNotFoundError, match="02_none has no result in"):
+        results.of(tmp_path, "02_none")
