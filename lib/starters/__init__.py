@@ -21,7 +21,7 @@ NAMES = tuple(name for names in FAMILIES.values() for name in names)
 
 
 def folder(name: str) -> Path:
-    """Folder of a starter, such as "retrieval" or "tokenizer/vocoder". FileNotFoundError: there is none of that name, with those there are."""
+    """Folder of a starter, such as "retrieval" or "tokenizer/vocoder". FileNotFoundError: naming those that there are."""
     found = user_path(STARTER + name)
     if not (found / "model.safetensors").is_file():
         there = [known for known in NAMES if (STARTERS / known / "model.safetensors").is_file()]
@@ -54,10 +54,10 @@ def choose(checkpoint: str | Path | None, family: str, notebook: str, num_sample
                 raise
             checkpoint = f"{STARTER}{family}"
             folder(family)
-            print(f"{notebook} has no result here: the starter weights {checkpoint} are opened in its place. What they are and how good "
-                  f"they are: lib/starters/{family}/README.md. Run that notebook to see a model of your own.")
+            print(f"{notebook} has no result here: the starter weights {checkpoint} are opened in its place. What they are and how\n"
+                  f"good they are: lib/starters/{family}/README.md. Run that notebook to see a model of your own.")
     if by_hand and str(checkpoint).startswith(STARTER) and num_samples == usual:
-        print(f"num_samples is {fewer} in place of {'all' if usual is None else usual}, so that something is seen soon: intervals are wide. "
+        print(f"num_samples is {fewer} in place of {'all' if usual is None else usual}, so that something is seen soon: intervals are wide.\n"
               "Any other number is taken as it is. The clips are held out: no split depends on how many there are.")
         num_samples = fewer
     return checkpoint, made, num_samples

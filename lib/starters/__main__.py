@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     tools = parser.add_subparsers(dest="tool", required=True)
     collect_tool = tools.add_parser("collect", help="starter folders from a report of profile starter")
     score_tool = tools.add_parser("score", help="scores.json and README.md of the starters")
-    score_tool.add_argument("--trained", type=Path, default=Path("reports/starter"), help="report of the trainings (default reports/starter)")
+    score_tool.add_argument("--trained", type=Path, default=Path("reports/starter"),
+                            help="report of the trainings (default reports/starter)")
     score_tool.add_argument("--data-root", type=Path, required=True, help="ESC-10 or ESC-50 in the published layout")
     for tool, report in ((collect_tool, "starter"), (score_tool, "starter_scores")):
         tool.add_argument("--report", type=Path, default=Path("reports") / report, help=f"folder of the report (default reports/{report})")

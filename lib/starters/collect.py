@@ -43,7 +43,8 @@ def small(state: dict[str, Tensor], limit: int = LIMIT) -> dict[str, Tensor]:
             break
         kept[name] = state[name].to(torch.float8_e4m3fn)
     if len(save(kept)) > limit:
-        raise ValueError(f"{sum(value.numel() for value in state.values()):,} weights do not fit into {limit:,} bytes; train a smaller model")
+        count = sum(value.numel() for value in state.values())
+        raise ValueError(f"{count:,} weights do not fit into {limit:,} bytes; train a smaller model")
     return kept
 
 
@@ -61,8 +62,9 @@ def collect(report: Path, names: tuple[str, ...] = NAMES, target: Path = STARTER
         notebook, where = MADE_BY[name]
         document = results.of(report, notebook)
         made.append(_folder(settings.runs_dir() / where(document["artifacts"]), target / name, target))
-        origin = {"notebook": notebook, "commit": document["provenance"]["commit"], "seconds": round(document["provenance"]["wall_seconds"]),
-                  "protocol": {key: document["protocol"].get(key) for key in ("fit_splits", "selection", "seeds", "manifest_fingerprint")}}
+        told, origin = document["provenance"], {"notebook": notebook}
+        origin |= {"commit": told["commit"], "seconds": round(told["wall_seconds"])}
+        origin["protocol"] = {key: document["protocol"].get(key) for key in ("fit_splits", "selection", "seeds", "manifest_fingerprint")}
         write_json(target / name / "origin.json", origin)
     return made
 

@@ -81,16 +81,16 @@ def esc10(family: str, manifest: Manifest, log_mel: np.ndarray, seed: int = 0) -
     right = {"starter": _probe(manifest, vectors(family, manifest)), "log-mel": _probe(manifest, log_mel),
              "untrained": _probe(manifest, vectors(family, manifest, untrained=True))}
     mean = {name: float(values.mean()) for name, values in right.items()}
-    rows = [results.metric("linear probe: accuracy", mean["starter"], **told, baseline=mean["log-mel"], control=mean["untrained"], ceiling=1.0,
-                           chance=1 / len(manifest.classes), interval=statistics.bootstrap_interval(right["starter"], groups, seed=seed),
-                           headline=True)]
+    rows = [results.metric("linear probe: accuracy", mean["starter"], **told, baseline=mean["log-mel"], control=mean["untrained"],
+                           chance=1 / len(manifest.classes), ceiling=1.0, headline=True,
+                           interval=statistics.bootstrap_interval(right["starter"], groups, seed=seed))]
     for name in ("log-mel", "untrained"):
         value, *interval = statistics.paired_bootstrap(right["starter"], right[name], groups, seed=seed)
         rows.append(results.metric(f"linear probe - {name}", value, **told, chance=0.0, interval=interval))
     if (scores := zero_shot(family, manifest.select("test"))) is not None:
         hit = tagging.clip_metrics(scores, manifest.select("test").targets(), ks=(1,))["acc@1"]
-        rows.append(results.metric("zero-shot by prompts: accuracy", float(hit.mean()), **told, chance=1 / len(manifest.classes), ceiling=1.0,
-                                   interval=statistics.bootstrap_interval(hit, groups, seed=seed)))
+        rows.append(results.metric("zero-shot by prompts: accuracy", float(hit.mean()), **told, chance=1 / len(manifest.classes),
+                                   ceiling=1.0, interval=statistics.bootstrap_interval(hit, groups, seed=seed)))
     return rows
 
 

@@ -107,3 +107,11 @@ def test_times_are_compared_by_what_was_measured(folder):
     timed, again, fewer = (results.read(results.write("91_performance", rows, protocol={"measures": "times"}, artifacts={"seconds": len(rows)}))
                            for rows in ([one(value=0.6), other], [other, one(value=0.7)], [one(value=0.6)]))
     assert results.stable(timed) == results.stable(again) != results.stable(fewer)
+
+
+def test_result_of_a_job_of_a_report(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBOOK_REPORT", str(tmp_path))
+    results.write("01_data", [results.metric("clips", 3.0, n=3, split="all")])
+    assert results.of(tmp_path, "01_data")["metrics"][0]["value"] == 3.0
+    with pytest.raises(FileNotFoundError, match="02_none has no result in"):
+        results.of(tmp_path, "02_none")
