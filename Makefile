@@ -36,7 +36,7 @@ prefetch: $(READY) ## get weights and data sets beforehand
 	@"$(PYTHON)" -m lib.workbook.prefetch --family="$$FAMILY" --profile="$$PROFILE" --dataset="$$DATASET" --data-root="$$DATA_ROOT" --set="$$SET"
 
 test: $(READY) ## run the test suite
-	@echo "make test: running the test suite in $(TEST_PROCESSES) processes, about 6 minutes on 2 cores"
+	@echo "make test: running the test suite in $(TEST_PROCESSES) processes, 10 to 15 minutes on 2 cores"
 	@"$(PYTHON)" -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(TESTS)
 
 test-browser: chromium $(READY) ## drive JupyterLab in a real browser

@@ -262,7 +262,7 @@ def test_sweep_over_texts_with_odd_characters(tmp_path, write_notebook):
         document = json.loads((folder / "results" / f"{job['id']}.json").read_text())
         assert job["notebook"] != "11_a_evaluate" or [document["protocol"]["up"]] == job["upstream"]
     index = (folder / "index.html").read_text()
-    assert index.count("1 of 1") == 6 and "<b>%" not in index and "{a}&#x27;&quot;$(x) ü" in index
+    assert index.count("<td>1 of 1</td>") == 6 and index.count("1 of 1 pairs") == 1 and "<b>%" not in index and "{a}&#x27;&quot;$(x) ü" in index
 
 
 def test_notebook_parameter_that_the_glossary_does_not_know_is_refused(choices, write_notebook, capsys):
