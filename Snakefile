@@ -33,7 +33,7 @@ for number, job in enumerate(PLAN["jobs"]):
             notebook=job["notebook"],
             threads=job["threads"],
             key=job["key"],
-            options="" if job.get("resources", job)["gpu"] or "resources" not in job else "--no-gpu",
+            options="--no-gpu" if "resources" in job and not job["resources"]["gpu"] else "",
         threads: job["threads"]
         resources:
             **job.get("resources", {"gpu": job["gpu"]}),

@@ -11,6 +11,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 LONGEST = ("tests/notebooks", "tests/workbook/test_kill.py", "tests/workbook/test_report.py")      # files that take minutes
 
+# tests that need system packages: folder -> (what asks for them, why they are skipped)
+SYSTEM = {"tests/browser/": ("WORKBOOK_BROWSER", "needs a browser: make test-browser"),
+          "tests/slurm/": ("WORKBOOK_SLURM", "needs Debian's packages slurm-wlm and munge: make test-slurm")}
+
 
 def pytest_collection_modifyitems(config, items):
     """Tests marked `slow` run with WORKBOOK_SLOW=1 (as .ci/run does), or when a marker expression asks for them.
@@ -18,6 +22,10 @@ def pytest_collection_modifyitems(config, items):
     Files that take minutes come first: with several processes, one that is begun last would be waited for.
     """
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+    for item in items:
+        for folder, (variable, why) in SYSTEM.items():
+            if item.nodeid.startswith(folder) and os.environ.get(variable) != "1":
+                item.add_marker(pytest.mark.skip(reason=why))
     if os.environ.get("WORKBOOK_SLOW") == "1" or "slow" in config.getoption("markexpr"):
         return
     skip = pytest.mark.skip(reason="slow: runs in .ci/run, or with WORKBOOK_SLOW=1")

@@ -149,9 +149,10 @@ class Growth:
     @property
     def met(self) -> bool:
         """Whether the slopes that are judged are within 10 % of the expected order."""
-        return all(near(found, order) for found, order in self._judged())
+        return all(near(found, order) for found, order in self.judged())
 
-    def _judged(self):
+    def judged(self) -> Iterator[tuple[float, float]]:
+        """Slope and expected order, of time and, where it is judged, of memory."""
         yield self.time_slope, self.time_order
         if self.memory_slope is not None:
             yield self.memory_slope, self.memory_order
@@ -159,7 +160,7 @@ class Growth:
     def explanation(self) -> str:
         """What makes a slope leave its order, from a line a + b * size through the points; "" where none does."""
         reasons = []
-        for what, values, (found, order) in zip(("time", "memory"), ([cpu for _, cpu in self.times], self.memory), self._judged()):
+        for what, values, (found, order) in zip(("time", "memory"), ([cpu for _, cpu in self.times], self.memory), self.judged()):
             if near(found, order):
                 continue
             each = [value / size**order for size, value in zip(self.sizes, values)]

@@ -58,8 +58,7 @@ def metric_values(compared: Sequence[Comparison], grown: Sequence[Growth]) -> li
 def judgement(compared: Sequence[Comparison], grown: Sequence[Growth]) -> str:
     """How much of what was asked for is reached."""
     asked = [one for one in compared if one.asked is not None]
-    slopes = [near(one.time_slope, one.time_order) for one in grown]
-    slopes += [near(one.memory_slope, one.memory_order) for one in grown if one.memory_slope is not None]
+    slopes = [near(found, order) for one in grown for found, order in one.judged()]
     return f"{sum(bool(one.met) for one in asked)} of {len(asked)} ratios reach what was asked; {sum(slopes)} of {len(slopes)} slopes are within 10 %"
 
 

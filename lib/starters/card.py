@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from lib.files import STARTER, STARTERS, read_json
 from lib.starters import FAMILIES
+from lib.workbook import results
 
 TYPES = {"F32": "float32", "F16": "float16", "F8_E4M3": "float8 (E4M3)", "I64": "int64"}
 # family: (what it is, what it hears, how to open it, what it cannot do)
@@ -136,8 +137,8 @@ def _recordings(part: dict) -> list[str]:
         if row["name"] in names:
             low, high = row["interval"]
             verdict = "better than" if low > 0 else "worse than" if high < 0 else "not to be told apart from"
-            lines.append(f"- The probe of the starter is {verdict} that of {names[row['name']]} ({_number(row['value'])}, interval "
-                         f"{_number(low)} to {_number(high)}).")
+            lines.append(f"- The probe of the starter is {verdict} that of {names[row['name']]} ({results.number(row['value'])}, interval "
+                         f"{results.between(row['interval'])}).")
         if row["name"].startswith("zero-shot"):
             low, high = row["interval"]
             verdict = "above chance" if low > row["chance"] else "below chance" if high < row["chance"] else "at chance"
@@ -147,18 +148,12 @@ def _recordings(part: dict) -> list[str]:
 
 def _table(rows: list[dict], as_trained: dict[str, float] | None = None) -> list[str]:
     told = {"as trained": as_trained} if as_trained else {}
-    columns = [name for name in ("chance", "baseline", "control", "ceiling") if any(row[name] is not None for row in rows)]
+    columns = [name for name in results.REFERENCES if any(row[name] is not None for row in rows)]
     head = ["", "value", "95 % interval", *told, *columns, "n"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for row in rows:
-        interval = f"{_number(row['interval'][0])} to {_number(row['interval'][1])}" if row["interval"] else ""
-        cells = [row["name"] + ("" if row["higher_is_better"] else " (lower is better)"), _number(row["value"]), interval,
-                 *(_number(column[row["name"]]) for column in told.values()),
-                 *(_number(row[name]) if row[name] is not None else "" for name in columns), str(row["n"])]
+        cells = [row["name"] + ("" if row["higher_is_better"] else " (lower is better)"), results.number(row["value"]), results.between(row["interval"]),
+                 *(results.number(column[row["name"]]) for column in told.values()),
+                 *(results.number(row[name]) for name in columns), str(row["n"])]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def _number(value: float) -> str:
-    """Three digits after the point, and a plain minus."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.0f}"

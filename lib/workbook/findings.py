@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lib.workbook import protocols, sweeps
+from lib.workbook import protocols, results, sweeps
 from lib.workbook.scoreboard import Board, published_under, shown
 
 # family -> (name, question, evaluation notebook, metrics in the order in which they are told: a pattern and what it stands for)
@@ -114,7 +114,7 @@ def averaged(rows: Sequence[Mapping]) -> dict:
     row = dict(rows[0])
     if len(rows) > 1:
         row["value"], row["interval"] = sweeps.mean([one["value"] for one in rows])
-        for key in ("chance", "baseline", "control", "ceiling"):
+        for key in results.REFERENCES:
             known = [one[key] for one in rows if one[key] is not None]
             row[key] = sum(known) / len(known) if len(known) == len(rows) else None
     return row

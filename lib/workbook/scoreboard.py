@@ -20,8 +20,7 @@ from lib.workbook import protocols, results
 
 OURS = "ours"
 TIMED = "performance"  # times differ from machine to machine: that family has a notebook of its own
-_NUMBERS = ("chance", "baseline", "control", "ceiling")
-_ROW = ("report", "job", "family", "notebook", "data", "scored", "metric", "protocol", "value", "low", "high", *_NUMBERS, "n", "split", "seeds",
+_ROW = ("report", "job", "family", "notebook", "data", "scored", "metric", "protocol", "value", "low", "high", *results.REFERENCES, "n", "split", "seeds",
         "headline", "higher_is_better", "source")
 
 
@@ -93,7 +92,7 @@ def _row(board: Board, report: str, job: str, document: dict, metric: dict) -> d
     seeds = " ".join(map(str, document["protocol"].get("seeds", [])))
     return {"report": report, "job": job, "family": document["family"], "notebook": document["notebook"], "data": document["dataset"],
             "scored": model, "metric": label, "protocol": name, "low": low, "high": high, "seeds": seeds, "source": OURS,
-            **{key: metric[key] for key in ("value", *_NUMBERS, "n", "split", "headline", "higher_is_better")}}
+            **{key: metric[key] for key in ("value", *results.REFERENCES, "n", "split", "headline", "higher_is_better")}}
 
 
 def compare(board: Board, metric: str, **chosen: str) -> pd.DataFrame:
@@ -118,7 +117,7 @@ def compare(board: Board, metric: str, **chosen: str) -> pd.DataFrame:
              for row in rows.drop_duplicates("protocol").itertuples()}
     protocols.refuse_different(named)
     both = pd.concat([rows, published_under(board, rows["protocol"].iloc[0])])
-    return both.set_index(["report", "job", "scored", "source"])[["value", "low", "high", *_NUMBERS, "n"]]
+    return both.set_index(["report", "job", "scored", "source"])[["value", "low", "high", *results.REFERENCES, "n"]]
 
 
 def columns(board: Board, family: str, headline_only: bool = True) -> pd.DataFrame:
@@ -143,12 +142,12 @@ def columns(board: Board, family: str, headline_only: bool = True) -> pd.DataFra
         for row in pd.concat([part, published_under(board, name)]).itertuples():
             who = row.job if row.source == OURS else row.source
             column[row.report, who, row.scored] = shown(row.value, row.low, row.high)
-        for kind in _NUMBERS:
+        for kind in results.REFERENCES:
             if part[kind].notna().any():
                 values = sorted({f"{value:.3f}" for value in part[kind].dropna()})
                 column["", kind, ""] = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
     order = dict.fromkeys(key for column in found.values() for key in column)
-    index = [key for key in order if key[0]] + [("", kind, "") for kind in _NUMBERS if ("", kind, "") in order]
+    index = [key for key in order if key[0]] + [("", kind, "") for kind in results.REFERENCES if ("", kind, "") in order]
     return pd.DataFrame([[column.get(key, "") for column in found.values()] for key in index],
                         index=pd.MultiIndex.from_tuples(index, names=["report", "run", "scored"]),
                         columns=pd.MultiIndex.from_tuples(found, names=["metric", "measured on", "protocol"]))

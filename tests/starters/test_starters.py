@@ -102,7 +102,7 @@ def test_cards_say_what_was_measured_with_these_weights(family):
         rows = {row["name"]: row for row in scores[part]["metrics"]}
         assert set(names) <= rows.keys()
         for row in rows.values():
-            assert row["split"] == "test" and f"| {row['name']}" in text and card._number(row["value"]) in text
+            assert row["split"] == "test" and f"| {row['name']}" in text and results.number(row["value"]) in text
     probe = rows["linear probe: accuracy"]
     assert probe["n"] == 80 and probe["chance"] == 0.1 and None not in (probe["baseline"], probe["control"], probe["interval"])
 
