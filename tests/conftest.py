@@ -9,7 +9,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-LONGEST = ("tests/notebooks", "tests/workbook/test_kill.py", "tests/workbook/test_report.py")      # files that take minutes
+LONGEST = ("tests/notebooks", "tests/slurm", "tests/workbook/test_kill.py", "tests/workbook/test_report.py")      # files that take minutes
 
 # tests that need system packages: folder -> (what asks for them, why they are skipped)
 SYSTEM = {"tests/browser/": ("WORKBOOK_BROWSER", "needs a browser: make test-browser"),
