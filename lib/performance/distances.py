@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from lib.geometry.poincare import expmap0, pairwise_distance, pairwise_distance_from_tangents
-from lib.performance.measure import Comparison, Growth, growth, need, peak, runs, threads
+from lib.performance.measure import Comparison, Growth, growth, need, runs, threads
+from lib.performance.memory import peak
 
 N, M, D, C = 1000, 527, 512, 1.0
 ASKED, WORST = 100, 1e-4

@@ -1,13 +1,11 @@
-"""One clock, one reading of memory and one rule of judgement for all comparisons.
+"""One clock and one rule of judgement for all comparisons.
 
 Times are pairs (wall seconds, CPU seconds of this process and of the children that it has waited for). Ways are run in turns, and
-medians are compared: "times faster" is the peer's median over ours. Memory is what the resident set of this process grows by at
-most while a way runs: inputs and weights, which are there before, do not count, results and libraries' buffers do.
+medians are compared: "times faster" is the peer's median over ours. Memory is `lib.performance.memory.peak` of a way: inputs and
+weights, which are there before, do not count, results and libraries' buffers do.
 """
 from __future__ import annotations
 
-import ctypes
-import gc
 import importlib
 import resource
 import statistics
@@ -15,17 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import torch
 
+from lib.performance.memory import kept, peak
+
 Times = Sequence[tuple[float, float]]       # one (wall, CPU) a run, in seconds
 CLOCKS = ("wall", "CPU")
 ENOUGH = 0.8            # share of its cores that the peer must have had for the wall clock to count
 NEAR = 0.1              # a slope may be off by this part of the expected order (of 1, where the order is 0)
-MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -234,103 +232,11 @@ def growth(name: str, unit: str, make: Callable[[int], Callable[[], object]], si
         ways = {size: make(size) for size in sizes}
         ways[sizes[0]]()                                        # loads what libraries load at first
         memory = [peak(way) for way in ways.values()]
-        with _malloc(mmap_threshold=-1, trim_threshold=-1):     # as in a training loop, memory is there: none is mapped anew in large sizes only
+        with kept():            # as in a training loop, memory is there: none is mapped anew in large sizes only
             ways[sizes[-1]]()
             found = runs(ways, repetitions)
-        _libc("malloc_trim", 0)
     times = [tuple(map(statistics.median, zip(*found[size]))) for size in sizes]
     return Growth(name, unit, tuple(sizes), times, None if None in memory else memory, time_order, memory_order)
-
-
-def peak(function: Callable[[], object]) -> int | None:
-    """Bytes by which the resident memory of this process grows at most while `function` runs; None where the system does not tell
-    (Linux does). What earlier work has freed is given back first, so that it is not found again for nothing. At least one page."""
-    with _malloc(mmap_threshold=1 << 17, trim_threshold=0), _small_pages():      # what is freed leaves the resident set at once
-        gc.collect()
-        _libc("malloc_trim", 0)
-        with _heap_taken():
-            return _peak(function)
-
-
-def _peak(function: Callable[[], object]) -> int | None:
-    try:
-        before = _status("VmRSS")
-        _PEAKS.append(_status("VmHWM"))
-        Path("/proc/self/clear_refs").write_text("5")       # the highest mark begins anew
-    except OSError:
-        function()
-        return None
-    result = function()
-    most = _status("VmHWM")
-    del result
-    _PEAKS[:] = [max(*_PEAKS, most)]
-    return max(most - before, resource.getpagesize())
-
-
-def largest() -> int:
-    """The most bytes that this process has held, also before `peak` began to count anew (getrusage forgets that)."""
-    try:
-        return max(*_PEAKS, _status("VmHWM"))
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-_PEAKS = [0]
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def _libc(name: str, *arguments: int) -> None:
-    """Call a function of the C library, where it has it (glibc)."""
-    function = getattr(ctypes.CDLL(None), name, None)
-    if function is not None:
-        function(*arguments)
-
-
-@contextmanager
-def _malloc(mmap_threshold: int, trim_threshold: int) -> Iterator[None]:
-    """glibc keeps and returns memory as told, and afterwards as it does by itself in a process that has used much (32 and 64 MiB)."""
-    def say(mapped: int, trim: int) -> None:
-        for parameter, value in ((-4, 65536 if mapped >= 0 else 0), (-3, max(mapped, 0)), (-1, trim)):
-            _libc("mallopt", parameter, value)                  # M_MMAP_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-    say(mmap_threshold, trim_threshold)
-    try:
-        yield
-    finally:
-        say(32 * MIB, 64 * MIB)
-
-
-@contextmanager
-def _heap_taken() -> Iterator[None]:
-    """What earlier work has left free in glibc's heap is taken meanwhile, but not touched: large blocks then are mapped one by one, and leave
-    when they are freed. From the heap they would stay resident, more or fewer of them by what happened before."""
-    library, taken = ctypes.CDLL(None), []
-    if hasattr(library, "gnu_get_libc_version") and ctypes.sizeof(ctypes.c_void_p) == 8:
-        library.malloc.restype, library.malloc.argtypes, library.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-        for size in (2**power for power in range(30, 16, -1)):
-            while block := library.malloc(size):
-                taken.append(block)
-                if ctypes.c_size_t.from_address(block - 8).value & 2:           # the mark of a mapped block: the heap has none of this size
-                    library.free(taken.pop())
-                    break
-    try:
-        yield
-    finally:
-        for block in taken:
-            library.free(block)
-
-
-@contextmanager
-def _small_pages() -> Iterator[None]:
-    """No huge pages (Linux): they would count up to 2 MiB for every tensor that begins one."""
-    _libc("prctl", 41, 1, 0, 0, 0)                              # PR_SET_THP_DISABLE
-    try:
-        yield
-    finally:
-        _libc("prctl", 41, 0, 0, 0, 0)
 
 
 @contextmanager

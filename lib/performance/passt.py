@@ -8,7 +8,8 @@ from torch import Tensor
 
 from lib.encoders.dual import DualEncoder
 from lib.encoders.passt import PasstConfig, PasstEncoder
-from lib.performance.measure import Comparison, Growth, compare, growth, peak, runs
+from lib.performance.measure import Comparison, Growth, compare, growth, runs
+from lib.performance.memory import peak
 from lib.performance.stock import StockPasst, captions, clips, dual_encoders, loss_of
 
 WINDOW = 30.0

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from lib.performance.measure import MIB, Comparison, Growth, near, shown
+from lib.performance.measure import Comparison, Growth, near, shown
+from lib.performance.memory import MIB
 
 
 def ratios(found: Sequence[Comparison]) -> pd.DataFrame:

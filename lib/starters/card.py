@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from lib.files import STARTER, STARTERS, read_json
 from lib.starters import FAMILIES
-from lib.workbook import results
+from lib.workbook import findings, results
 
 TYPES = {"F32": "float32", "F16": "float16", "F8_E4M3": "float8 (E4M3)", "I64": "int64"}
 # family: (what it is, what it hears, how to open it, what it cannot do)
@@ -135,13 +135,11 @@ def _recordings(part: dict) -> list[str]:
     names = {"linear probe - log-mel": "statistics of the log-mel spectrogram", "linear probe - untrained": "the same network untrained"}
     for row in rows:
         if row["name"] in names:
-            low, high = row["interval"]
-            verdict = "better than" if low > 0 else "worse than" if high < 0 else "not to be told apart from"
+            verdict = findings.verdict(row, 0.0, "not to be told apart from", "{} than")
             lines.append(f"- The probe of the starter is {verdict} that of {names[row['name']]} ({results.number(row['value'])}, interval "
                          f"{results.between(row['interval'])}).")
         if row["name"].startswith("zero-shot"):
-            low, high = row["interval"]
-            verdict = "above chance" if low > row["chance"] else "below chance" if high < row["chance"] else "at chance"
+            verdict = findings.verdict(row, row["chance"], "at chance", "{} than chance")
             lines.append(f"- Asked by prompts, without any training on recordings, it is {verdict}.")
     return lines
 

@@ -1,4 +1,4 @@
-"""Slopes, ratios and their judgement, and the reading of memory and time (quick; the timings beside it are slow tests)."""
+"""Slopes, ratios and their judgement, and the reading of time (quick; the timings beside it are slow tests)."""
 import math
 import time
 
@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.performance import measure, tables
-from lib.performance.measure import Comparison, Growth, compare, growth, near, need, peak, runs, slope, threads
+from lib.performance import tables
+from lib.performance.measure import Comparison, Growth, compare, growth, near, need, runs, slope, threads
 from lib.performance.parts import PARTS
 from lib.glossary import PARAMETERS
 from lib.workbook import results
@@ -90,17 +90,6 @@ def test_time_and_memory_are_those_of_the_work():
     order = []
     runs({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 2, {"a": 2})
     assert order == ["a", "a", "b", "b", "a", "a"]
-
-
-@pytest.mark.skipif(peak(lambda: None) is None, reason="this system does not tell the largest resident memory")
-def test_peak_counts_what_is_held_at_once():
-    x = torch.ones(5_000_000)                                       # 20 MB
-    for expected, work in ((20, lambda: x + 1), (40, lambda: (x + 1) * 2), (0, lambda: None)):
-        work()                                                      # what libraries load at first is resident, too
-        assert peak(work) / 1e6 == pytest.approx(expected, abs=1.5)
-    before = measure.largest()
-    peak(lambda: torch.ones(50_000_000))
-    assert measure.largest() >= before and measure.largest() >= 200e6, "the highest mark of the process is not lost"
 
 
 def test_growth_of_copies_is_linear():
