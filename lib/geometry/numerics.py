@@ -33,7 +33,7 @@ def curvature(c: float | Tensor) -> Tensor:
 
 
 def prepare(c: float | Tensor, *rows: Tensor) -> tuple[Tensor, ...]:
-    """The checked curvature on the device of the rows, and the rows in one dtype of at least float32."""
+    """The checked curvature (a scalar tensor) on the device of the rows (any shapes), and the rows in one dtype of at least float32."""
     dtype = torch.float32
     for x in rows:
         dtype = torch.promote_types(dtype, x.dtype)
@@ -108,7 +108,7 @@ class _Arsinh(torch.autograd.Function):
 
 
 def arsinh(x: Tensor) -> Tensor:
-    """arsinh for x >= 0 without cancellation; torch.asinh on a CPU takes 3 times as long."""
+    """arsinh of x >= 0, any shape, element by element without cancellation; torch.asinh on a CPU takes 3 times as long."""
     return _Arsinh.apply(x)
 
 

@@ -57,7 +57,7 @@ def compared(n: int = N, m: int = M, d: int = D, repetitions: int = 3, counts: t
 
 
 def agreement(found: Tensor, truth: Tensor) -> str:
-    """How far distances are off; AssertionError where it is too much."""
+    """How far distances (N, M) are off, in words; AssertionError where a relative error is above WORST or equal points are not at 0."""
     same = truth == 0
     error = ((found - truth).abs() / truth.where(~same, 1))[~same].max().item()
     apart = found[same].max().item() if same.any() else 0.0
@@ -66,7 +66,7 @@ def agreement(found: Tensor, truth: Tensor) -> str:
 
 
 def exact(x: Tensor, y: Tensor) -> Tensor:
-    """The distance of float32 coordinates in float64 by differences."""
+    """Distances (N, M) of float32 coordinates (N, d) and (M, d) of the ball, in float64 by differences."""
     x, y = x.double(), y.double()
     chord = torch.stack([(row - y).norm(dim=1) for row in x])
     gap = [(1 - C * z.square().sum(1)).clamp(min=torch.finfo(torch.float32).eps) for z in (x, y)]
@@ -74,7 +74,7 @@ def exact(x: Tensor, y: Tensor) -> Tensor:
 
 
 def exact_from_tangents(v: Tensor, w: Tensor) -> Tensor:
-    """The same from float32 tangents, mapped to the ball in float64; equal tangents are exactly 0 apart."""
+    """The same from float32 tangents (N, d) and (M, d), mapped to the ball in float64; equal tangents are exactly 0 apart."""
     v, w = v.double(), w.double()
     a, b = (z.norm(dim=1, keepdim=True) for z in (v, w))
     x, y = torch.tanh(C ** 0.5 * a) * v / a / C ** 0.5, torch.tanh(C ** 0.5 * b) * w / b / C ** 0.5

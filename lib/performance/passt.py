@@ -80,8 +80,9 @@ def training_step(batch: int = BATCH, repetitions: int = 3, size: str = "publish
 
 
 def differences(ours: DualEncoder, stock: DualEncoder, batch: tuple[Tensor, Tensor, list[str]]) -> tuple[float, float, float]:
-    """|difference| of the losses, the loss, and the largest distance of a parameter's gradients relative to the whole gradient's norm:
-    patchout as drawn, dropout off, because each attention draws its own. The gradients stay."""
+    """|difference| of the losses, the loss, and the largest distance of a parameter's gradients relative to the whole gradient's norm,
+    of a batch of waveforms (B, samples), seconds (B,) and B captions: patchout as drawn, dropout off, because each attention draws its own.
+    The gradients stay."""
     losses = []
     for model in (ours, stock):
         model.text.eval()

@@ -17,7 +17,10 @@ ASKED = 15
 
 
 def loop(similarity: Tensor, relevant: Tensor, ks: Sequence[int] = (1, 5, 10), map_at: Sequence[int] = (10, 16)) -> dict[str, np.ndarray]:
-    """What evaluations of the challenge do: sort the gallery for one query after the other and walk down its list."""
+    """What evaluations of the challenge do: sort the gallery for one query after the other and walk down its list.
+
+    Args: similarity: (Q, N).  relevant: bool (Q, N).  Returns: name -> (Q,), as `lib.evaluation.retrieval.query_metrics`.
+    """
     rows = []
     for scores, hits in zip(similarity, relevant):
         hits = hits[torch.argsort(scores, descending=True)].numpy()

@@ -92,6 +92,6 @@ def dual_encoders(audio: PasstEncoder, text_size: str, vocabulary: int = VOCABUL
 
 
 def loss_of(model: DualEncoder, waveform: Tensor, durations: Tensor, texts: list[str]) -> Tensor:
-    """The contrastive loss of clips with one caption each."""
+    """The contrastive loss (scalar) of clips (B, samples) that last `durations` (B,) seconds, with one caption each."""
     audio, written = model(waveform, durations, texts)
     return contrastive_loss(model.logits(audio, written), torch.eye(len(texts), dtype=torch.bool, device=waveform.device))
