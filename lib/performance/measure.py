@@ -11,18 +11,19 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
 import torch
 
-from lib.performance.memory import kept, peak
+from lib.performance.memory import fresh, kept, peak
 
 Times = Sequence[tuple[float, float]]       # one (wall, CPU) a run, in seconds
 CLOCKS = ("wall", "CPU")
 ENOUGH = 0.8            # share of its cores that the peer must have had for the wall clock to count
+ROUNDS = 3              # of a growth for each repetition of a comparison: its runs are short, and other work is soon in all of one size
 NEAR = 0.1              # a slope may be off by this part of the expected order (of 1, where the order is 0)
 
 
@@ -193,21 +194,23 @@ def spent() -> np.ndarray:
 
 
 def runs(ways: Mapping[object, Callable[[], object]], repetitions: int, often: Mapping[object, int] | None = None,
-         wait: Callable[[], object] = lambda: None) -> dict[object, list]:
+         wait: Callable[[], object] = lambda: None, memory: Callable[[], AbstractContextManager] = fresh) -> dict[object, list]:
     """Times (wall, CPU) of functions that are run in turns; each should have run before, as first runs pay for memory.
 
     Args:
         repetitions: rounds.  often: runs of a way in each round, where it is not 1.
         wait: called after each run, before the clock is read (on a GPU: until it has done what it was told).
+        memory: where they find it: `fresh` or `kept` of `lib.performance.memory`.
     """
     found = {way: [] for way in ways}
-    for number in range(repetitions):
-        for way in list(ways)[::-1 if number % 2 else 1]:       # what runs second may find the machine warmer
-            for _ in range((often or {}).get(way, 1)):
-                begin = spent()
-                ways[way]()
-                wait()
-                found[way].append(tuple((spent() - begin).tolist()))
+    with memory():
+        for number in range(repetitions):
+            for way in list(ways)[::-1 if number % 2 else 1]:   # what runs second may find the machine warmer
+                for _ in range((often or {}).get(way, 1)):
+                    begin = spent()
+                    ways[way]()
+                    wait()
+                    found[way].append(tuple((spent() - begin).tolist()))
     return found
 
 
@@ -234,7 +237,7 @@ def growth(name: str, unit: str, make: Callable[[int], Callable[[], object]], si
         memory = [peak(way) for way in ways.values()]
         with kept():            # as in a training loop, memory is there: none is mapped anew in large sizes only
             ways[sizes[-1]]()
-            found = runs(ways, repetitions)
+            found = runs(ways, ROUNDS * repetitions, memory=nullcontext)
     times = [tuple(map(statistics.median, zip(*found[size]))) for size in sizes]
     return Growth(name, unit, tuple(sizes), times, None if None in memory else memory, time_order, memory_order)
 

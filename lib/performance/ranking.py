@@ -98,7 +98,7 @@ def tagged(clips: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return order.view(clips, classes) / order.numel(), targets         # within 0 .. 1: torchmetrics would squash others
 
 
-def grown(queries=(5000, 10_000, 20_000, 40_000), items=(40_000, 80_000, 160_000, 320_000), clips=(2500, 5000, 10_000, 20_000),
+def grown(queries=(5000, 10_000, 20_000, 40_000), items=(40_000, 80_000, 160_000, 320_000), clips=(5000, 10_000, 20_000, 40_000),
           repetitions: int = 3, d: int = 128) -> list[Growth]:
     """Metrics over queries (beside the given matrix they take one block of comparisons and a few numbers a query: memory is no power law),
     ranking over the items of a gallery, whose memory stays what it is, and tagging over clips, which sorts the scores of a class: n log n."""
