@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import embedding, linear, scaled_dot_product_attention
 from transformers import AttentionInterface, ViTModel
 from transformers import ViTConfig as NetworkConfig
 from transformers.models.vit.modeling_vit import ViTEmbeddings, ViTLayer
@@ -197,7 +197,9 @@ class VitEncoder(nn.Module):
             layout = _layout(visible, len(images), frames, config.places)
             patches = take(patches, visible)
         positions = embeddings.position_embeddings[0]
-        tokens = linear(patches, self.projection.weight.flatten(1), self.projection.bias) + positions[1 + place % config.places]
+        # embedding, because threads that add up the gradients of an indexed table do so in any order
+        placed = embedding(1 + place % config.places, positions)
+        tokens = linear(patches, self.projection.weight.flatten(1), self.projection.bias) + placed
         first, count = (embeddings.cls_token[0] + positions[:1]).to(tokens.dtype), len(images) * frames
         if layout is None:                     # pictures are equally long: (B * F, 1 + V / F, D)
             states = torch.cat([first.expand(count, 1, -1), tokens.reshape(count, -1, self.width)], dim=1)

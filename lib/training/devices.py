@@ -44,6 +44,9 @@ def fabric(device: str, precision: str = "auto", threads: int = 2) -> Fabric:
     """
     torch.set_num_threads(threads)
     where = resolve(device)
+    # Threads add up the gradients of indexed rows (tables of positions) in any order otherwise, and no two runs are the same.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(where.type == "cpu", warn_only=True)
     if precision == "auto":
         precision = "16-mixed" if where.type == "cuda" else "32-true"
     if not distributed.launched():

@@ -200,3 +200,20 @@ def test_settings_that_cannot_be_are_refused(settings, words):
 def test_wrong_inputs_are_refused(images, visible, words):
     with pytest.raises(ValueError, match=words):
         encoder()(images, visible)
+
+
+def test_two_threads_always_give_the_same_gradients():
+    """Positions are learned and read by every picture: their gradients are sums of many rows."""
+    model, images = encoder(), clips(24, 8)
+    visible = visible_index(random_mask(list(range(24)), 8 * PLACES, 0.25))
+    before, first = torch.get_num_threads(), None
+    torch.set_num_threads(2)
+    try:
+        for _ in range(6):
+            model.zero_grad()
+            model(images, visible).square().mean().backward()
+            found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            first = first or found
+            assert all(map(torch.equal, found, first))
+    finally:
+        torch.set_num_threads(before)
