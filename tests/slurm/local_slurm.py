@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -47,11 +48,13 @@ PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class LocalSlurm:
     """A running cluster of `nodes` nodes of `cpus` CPUs each, all of them this machine; `environment` holds what its commands need.
 
-    Stop it with `stop`, whatever happened.
+    Stop it with `stop`, whatever happened. Its folder has a short path: sockets lie there, whose paths have 107 characters at most, and
+    where they have more, every job is held as "launch failed".
     """
 
-    def __init__(self, folder: Path, cpus: int = 4, nodes: int = 1):
-        self.folder, self.nodes = folder, [f"node{number}" for number in range(1, nodes + 1)]
+    def __init__(self, cpus: int = 4, nodes: int = 1):
+        self.folder = folder = Path(tempfile.mkdtemp(prefix="slurm-"))
+        self.nodes = [f"node{number}" for number in range(1, nodes + 1)]
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{folder}/bin:{os.environ['PATH']}:/usr/sbin"}
         (folder / "state").mkdir(parents=True)
         (folder / "bin").mkdir()
@@ -120,6 +123,7 @@ class LocalSlurm:
         for process in psutil.process_iter():
             if _is_step(process, self.folder):
                 process.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def missing() -> list[str]:

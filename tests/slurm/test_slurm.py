@@ -34,7 +34,7 @@ slurm-status-command: squeue
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     assert not missing(), f"{', '.join(missing())}: not there; apt-get install slurm-wlm munge"
-    cluster = LocalSlurm(tmp_path / "slurm", cpus=3)
+    cluster = LocalSlurm(cpus=3)
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, cluster.environment[name])
     (tmp_path / "mine").mkdir()
@@ -92,7 +92,9 @@ class Report:
 
 def test_all_families_with_a_job_cancelled_and_a_node_lost(slurm, report, tmp_path):
     process, cancelled, lost = report.start(), None, []
+    deadline = time.monotonic() + 900
     while not (cancelled and lost):         # whichever comes first
+        assert time.monotonic() < deadline, slurm.run("squeue") + report.account()
         if not cancelled and (status := report.running("31_spatial_train")):
             cancelled = status["slurm"]
             slurm.run("scancel", cancelled)
@@ -137,7 +139,7 @@ def test_jobs_of_a_session_are_cancelled_and_those_of_another_are_not(slurm, tmp
 
 def test_training_over_two_nodes(tmp_path, monkeypatch):
     """The batch script for several nodes: one run of two processes, which meet through Slurm."""
-    slurm = LocalSlurm(tmp_path / "slurm", nodes=2)
+    slurm = LocalSlurm(nodes=2)
     try:
         for name in ("data", "runs"):
             monkeypatch.setitem(slurm.environment, f"WORKBOOK_{name.upper()}", str(tmp_path / name))
