@@ -167,8 +167,8 @@ def at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
             for i in range(wanted.shape[1]):
                 counts[start:start + step, i] = np.count_nonzero(rows >= wanted[:, i:i + 1], axis=1)
         else:
-            for i, (row, limits) in enumerate(zip(np.sort(rows, axis=1), wanted), start):
-                counts[i] = len(row) - np.searchsorted(row, limits)
+            for i, (row, limits) in enumerate(zip(rows, wanted), start):
+                counts[i] = len(row) - np.searchsorted(np.sort(row), limits)
     return counts
 
 

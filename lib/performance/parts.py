@@ -54,7 +54,7 @@ PARTS: dict[str, Part] = {
         lambda folder, n, tiny: windows.grown(folder, repetitions=n, **_sizes(tiny, sizes=(5, 10, 20, 40)))),
     "video": Part(
         lambda folder, n, tiny: video.one_pass(video.make(folder / "a.mp4", 2.0 if tiny else 10.0), n) + video.against_opencv(folder / "a.mp4", n),
-        lambda folder, n, tiny: video.grown(video.make(folder / "b.mp4", 4.0 if tiny else 32.5), repetitions=n,
+        lambda folder, n, tiny: video.grown(video.make(folder / "b.mp4", 4.0 if tiny else 64.5), repetitions=n,
                                             **_sizes(tiny, sizes=(1, 2, 3, 4)))),
     "front_end": Part(
         lambda folder, n, tiny: front_end.compared(repetitions=n, **_sizes(tiny, count=2, seconds=1.0)),

@@ -66,7 +66,7 @@ def compared(clips: int = CLIPS, repetitions: int = 5, seed: int = 0) -> list[Co
     return found
 
 
-def grown(sizes=(8192, 16_384, 32_768, 65_536), group_sizes=(4096, 8192, 16_384, 32_768), repetitions: int = 3) -> list[Growth]:
+def grown(sizes=(14_336, 28_672, 57_344, 114_688), group_sizes=(4096, 8192, 16_384, 32_768), repetitions: int = 3) -> list[Growth]:
     """Over tokens, multiples of 512. Codes are enumerated 2^22 at a time: that memory is bounded, for groups of 9 bits from 4,096 tokens on
     (so that it is no power law), bit by bit only beyond 116,508 tokens, more than are measured here."""
     z = halves(max(*sizes, *group_sizes) // TOKENS)

@@ -88,17 +88,17 @@ def against_torchmetrics(queries: int = 1000, items: int = ITEMS, clips: int = 2
 
 
 def tagged(clips: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores (N, C) without ties and true classes (N, C), two a clip."""
+    """Scores (N, C) without ties and true classes (N, C), two a clip and each as often as any other: drawn at random, the largest class, to
+    which the others are padded, would be relatively smaller among more clips."""
+    clip, targets = torch.arange(clips), torch.zeros(clips, classes, dtype=torch.bool)
+    for true in (clip % classes, (clip + 1 + clip // classes % (classes - 1)) % classes):
+        targets[clip, true] = True
     generator = torch.Generator().manual_seed(seed)
-    first, step = (torch.randint(low, classes, (clips,), generator=generator) for low in (0, 1))
-    targets = torch.zeros(clips, classes, dtype=torch.bool)
-    for true in (first, (first + step) % classes):
-        targets[torch.arange(clips), true] = True
     order = (torch.rand(clips, classes, generator=generator) + 0.3 * targets).flatten().argsort().argsort()
     return order.view(clips, classes) / order.numel(), targets         # within 0 .. 1: torchmetrics would squash others
 
 
-def grown(queries=(5000, 10_000, 20_000, 40_000), items=(40_000, 80_000, 160_000, 320_000), clips=(5000, 10_000, 20_000, 40_000),
+def grown(queries=(5000, 10_000, 20_000, 40_000), items=(40_000, 80_000, 160_000, 320_000), clips=(10_000, 20_000, 40_000, 80_000),
           repetitions: int = 3, d: int = 128) -> list[Growth]:
     """Metrics over queries (beside the given matrix they take one block of comparisons and a few numbers a query: memory is no power law),
     ranking over the items of a gallery, whose memory stays what it is, and tagging over clips, which sorts the scores of a class: n log n."""

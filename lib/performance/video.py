@@ -102,7 +102,7 @@ def against_opencv(path: Path, repetitions: int = 3) -> list[Comparison]:
                     lambda: opencv_frames(path, numbers), repetitions, note=f"pictures differ by {apart:.4f} of white on average")]
 
 
-def grown(path: Path, sizes=(4, 8, 16, 32), repetitions: int = 3, rate: int = 12) -> list[Growth]:
+def grown(path: Path, sizes=(8, 16, 32, 64), repetitions: int = 3, rate: int = 12) -> list[Growth]:
     """Time and memory over the seconds of a window of a video, `rate` frames a second."""
     return [growth(f"video decode, {rate} frames a second", "seconds", lambda seconds: lambda: video.read_frames(
         path, count=rate * seconds, size=SIZE, duration=float(seconds)), sizes, repetitions)]
