@@ -50,7 +50,7 @@ chromium: # asked for first, so that nothing is installed in vain
 test-slurm: $(READY) ## run all families through a real Slurm
 	@for program in munged slurmctld slurmd sbatch; do PATH="$$PATH:/usr/sbin" command -v "$$program" >/dev/null || { \
 		echo "error: $$program is missing. As root: apt-get install slurm-wlm munge (Debian)" >&2; exit 2; }; done
-	@echo "make test-slurm: all families on profile tiny through a Slurm started for it, about 5 minutes on 2 cores"
+	@echo "make test-slurm: all families on profile tiny through a Slurm started for it, about 7 minutes on 2 cores"
 	@WORKBOOK_SLURM=1 "$(PYTHON)" -m pytest tests/slurm
 
 # One message of a widget may be as large as a recording that is uploaded to search with: 256 MB instead of 10.
