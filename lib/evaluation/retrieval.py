@@ -160,15 +160,15 @@ def at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     Returns: (Q, R) int64.
     """
     counts = np.empty(thresholds.shape, np.int64)
+    if thresholds.shape[1] >= _SORTED_FROM:
+        for i, (row, limits) in enumerate(zip(scores, thresholds)):
+            counts[i] = len(row) - np.searchsorted(np.sort(row), limits)
+        return counts
     step = max(1, _AT_A_TIME // max(1, scores.shape[1]))
     for start in range(0, len(scores), step):
         rows, wanted = scores[start:start + step], thresholds[start:start + step]
-        if wanted.shape[1] < _SORTED_FROM:
-            for i in range(wanted.shape[1]):
-                counts[start:start + step, i] = np.count_nonzero(rows >= wanted[:, i:i + 1], axis=1)
-        else:
-            for i, (row, limits) in enumerate(zip(rows, wanted), start):
-                counts[i] = len(row) - np.searchsorted(np.sort(row), limits)
+        for i in range(wanted.shape[1]):
+            counts[start:start + step, i] = np.count_nonzero(rows >= wanted[:, i:i + 1], axis=1)
     return counts
 
 

@@ -88,12 +88,12 @@ def against_torchmetrics(queries: int = 1000, items: int = ITEMS, clips: int = 2
 
 
 def tagged(clips: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Scores (N, C) without ties and true classes (N, C), two a clip and each as often as any other: drawn at random, the largest class, to
-    which the others are padded, would be relatively smaller among more clips."""
-    clip, targets = torch.arange(clips), torch.zeros(clips, classes, dtype=torch.bool)
-    for true in (clip % classes, (clip + 1 + clip // classes % (classes - 1)) % classes):
-        targets[clip, true] = True
+    """Scores (N, C) without ties and true classes (N, C), two a clip."""
     generator = torch.Generator().manual_seed(seed)
+    first, step = (torch.randint(low, classes, (clips,), generator=generator) for low in (0, 1))
+    targets = torch.zeros(clips, classes, dtype=torch.bool)
+    for true in (first, (first + step) % classes):
+        targets[torch.arange(clips), true] = True
     order = (torch.rand(clips, classes, generator=generator) + 0.3 * targets).flatten().argsort().argsort()
     return order.view(clips, classes) / order.numel(), targets         # within 0 .. 1: torchmetrics would squash others
 
